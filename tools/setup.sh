@@ -1,0 +1,80 @@
+#!/bin/sh
+# Gets what tests and the demo need besides this repository and Go, and does nothing for what is there.
+#
+# usage: tools/setup.sh TASK...
+#
+# Each task is the shell function setup_TASK below. Files go to ${MESHVIRT_CACHE:-~/.cache/meshvirt},
+# outside the tree, into a directory named by what they were made from; a task ends by printing it.
+set -eu
+
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+cache=${MESHVIRT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/meshvirt}
+
+# One set of build flags everywhere: each combination has its own build cache (minutes and gigabytes
+# for kube-apiserver).
+export CGO_ENABLED=0
+
+say() { echo "setup: $*" >&2; }
+
+# place DIRECTORY FUNCTION: runs FUNCTION with a fresh directory and makes that DIRECTORY when it is
+# complete, so that an interrupted run leaves nothing that looks finished.
+place() {
+	if [ ! -d "$1" ]; then
+		mkdir -p "$cache"
+		work=$(mktemp -d "$cache/work.XXXXXX")
+		trap 'rm -rf "$work"' EXIT
+		trap 'exit 1' HUP INT TERM
+		"$2" "$work"
+		chmod 755 "$work"
+		# Another run may have been faster: then its result stays.
+		mv -T "$work" "$1" 2>/dev/null || [ -d "$1" ]
+		rm -rf "$work"
+		trap - EXIT HUP INT TERM
+	fi
+	echo "$1"
+}
+
+# controlplane: kube-apiserver and etcd for the tests that use a real API server, built from the
+# module in tools/controlplane. Cold it takes some 5 minutes.
+setup_controlplane() {
+	hash=$(cat "$root/tools/controlplane/go.mod" "$root/tools/controlplane/go.sum" | sha256sum | cut -c1-16)
+	place "$cache/controlplane-$hash" build_controlplane
+}
+
+build_controlplane() {
+	version=$(sed -n 's,^[[:space:]]*k8s.io/kubernetes \(v[0-9.]*\).*,\1,p' "$root/tools/controlplane/go.mod")
+	minor=${version#v*.}
+	minor=${minor%%.*}
+	pkg=k8s.io/component-base/version
+	say "building kube-apiserver $version and etcd (about 5 minutes the first time)"
+	# go build does not stamp the version; without it the API server calls itself v0.0.0-master.
+	(cd "$root/tools/controlplane" &&
+		go build -trimpath -o "$1/" -ldflags "-s -w -X $pkg.gitVersion=$version -X $pkg.gitMajor=1 -X $pkg.gitMinor=$minor -X $pkg.gitTreeState=clean -X $pkg.gitCommit=none -X $pkg.buildDate=1970-01-01T00:00:00Z" \
+			k8s.io/kubernetes/cmd/kube-apiserver &&
+		go build -trimpath -o "$1/etcd" -ldflags "-s -w" go.etcd.io/etcd/server/v3)
+}
+
+# helm: renders and checks the chart.
+helm_version=v3.22.0
+setup_helm() {
+	place "$cache/helm-$helm_version" build_helm
+}
+
+build_helm() {
+	say "building helm $helm_version"
+	GOBIN=$1 go install -trimpath -ldflags "-s -w" "helm.sh/helm/v3/cmd/helm@$helm_version"
+}
+
+if [ $# -eq 0 ]; then
+	echo "usage: tools/setup.sh controlplane|helm ..." >&2
+	exit 2
+fi
+for task in "$@"; do
+	case $task in
+	controlplane | helm) "setup_$task" ;;
+	*)
+		echo "tools/setup.sh: unknown task $task" >&2
+		exit 2
+		;;
+	esac
+done
