@@ -65,13 +65,66 @@ build_helm() {
 	GOBIN=$1 go install -trimpath -ldflags "-s -w" "helm.sh/helm/v3/cmd/helm@$helm_version"
 }
 
+# apt: the Debian packages that the path tests and the demo call. Needs root if one is missing.
+apt_packages='nftables iptables iproute2 qemu-system-x86 busybox-static'
+setup_apt() {
+	missing=
+	for package in $apt_packages; do
+		dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q '^install ok installed$' || missing="$missing $package"
+	done
+	[ -n "$missing" ] || return 0
+	say "installing$missing"
+	# The words of $missing are package names.
+	# shellcheck disable=SC2086
+	apt_install $missing >/dev/null || { apt-get update -q >/dev/null && apt_install $missing >/dev/null; }
+}
+
+apt_install() { DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"; }
+
+# guest: Debian's kernel for virtual machines with its modules, unpacked and never installed. It is
+# what the virtual machine of the path tests boots. The version is the one that apt would install.
+setup_guest() {
+	kernel_package || { apt-get update -q >/dev/null 2>&1 && kernel_package; } || {
+		# Without a mirror a kernel of an earlier run will do.
+		for dir in "$cache"/guest-*/; do
+			[ -e "$dir/vmlinuz" ] && echo "${dir%/}" && return 0
+		done
+		say "apt knows no package linux-image-cloud-amd64"
+		return 1
+	}
+	place "$cache/guest-$version" build_guest
+}
+
+# kernel_package sets package and version: linux-image-6.1.0-56-cloud-amd64 and 6.1.192-2.
+kernel_package() {
+	package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p')
+	[ -n "$package" ] || return 1
+	version=$(apt-cache policy "$package" | sed -n 's/^ *Candidate: *//p')
+	[ -n "$version" ] && [ "$version" != '(none)' ]
+}
+
+build_guest() {
+	say "downloading $package $version"
+	apt_download "$1" || {
+		# The package lists may be older than the mirror, which keeps only the newest version.
+		apt-get update -q >/dev/null && kernel_package && apt_download "$1"
+	}
+	dpkg-deb -x "$1"/*.deb "$1/package"
+	mv "$1"/package/boot/vmlinuz-* "$1/vmlinuz"
+	mv "$1/package/lib/modules" "$1/modules"
+	rm -r "$1/package" "$1"/*.deb
+}
+
+# APT::Sandbox::User: the cache of root is closed to apt's own user, which only gives a warning.
+apt_download() { (cd "$1" && apt-get download -q -o APT::Sandbox::User=root "$package" >/dev/null); }
+
 if [ $# -eq 0 ]; then
-	echo "usage: tools/setup.sh controlplane|helm ..." >&2
+	echo "usage: tools/setup.sh apt|guest|controlplane|helm ..." >&2
 	exit 2
 fi
 for task in "$@"; do
 	case $task in
-	controlplane | helm) "setup_$task" ;;
+	apt | guest | controlplane | helm) "setup_$task" ;;
 	*)
 		echo "tools/setup.sh: unknown task $task" >&2
 		exit 2
