@@ -1,0 +1,99 @@
+// Package tools finds what tools/setup.sh has put into the cache, for tests and the demo.
+package tools
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+)
+
+// module is the first line of this repository's go.mod.
+const module = "module github.com/meshvirt/meshvirt\n"
+
+// Root gives the top directory of this repository: the nearest above the working directory.
+func Root() (string, error) {
+	start, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for dir := start; ; dir = filepath.Dir(dir) {
+		b, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+		if err == nil && strings.HasPrefix(string(b), module) {
+			return dir, nil
+		}
+		if dir == filepath.Dir(dir) {
+			return "", fmt.Errorf("%s is not inside the meshvirt repository", start)
+		}
+	}
+}
+
+// Cache gives the directory that setup.sh writes to; it need not exist.
+func Cache() (string, error) {
+	if dir := os.Getenv("MESHVIRT_CACHE"); dir != "" {
+		return dir, nil
+	}
+	if dir := os.Getenv("XDG_CACHE_HOME"); dir != "" {
+		return filepath.Join(dir, "meshvirt"), nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(home, ".cache", "meshvirt"), nil
+}
+
+// ControlPlane gives the directory of the programs kube-apiserver and etcd: that of the environment
+// variable KUBEBUILDER_ASSETS, as elsewhere in this ecosystem, or the cache's.
+func ControlPlane() (string, error) {
+	if dir := os.Getenv("KUBEBUILDER_ASSETS"); dir != "" {
+		return dir, nil
+	}
+	root, err := Root()
+	if err != nil {
+		return "", err
+	}
+	hash := sha256.New()
+	for _, name := range []string{"go.mod", "go.sum"} {
+		b, err := os.ReadFile(filepath.Join(root, "tools", "controlplane", name))
+		if err != nil {
+			return "", err
+		}
+		hash.Write(b)
+	}
+	return made("controlplane", fmt.Sprintf("controlplane-%x", hash.Sum(nil)[:8]))
+}
+
+// Helm gives the path of the program helm.
+func Helm() (string, error) {
+	root, err := Root()
+	if err != nil {
+		return "", err
+	}
+	script, err := os.ReadFile(filepath.Join(root, "tools", "setup.sh"))
+	if err != nil {
+		return "", err
+	}
+	version := regexp.MustCompile(`(?m)^helm_version=(\S+)$`).FindSubmatch(script)
+	if version == nil {
+		return "", errors.New("tools/setup.sh names no helm_version")
+	}
+	dir, err := made("helm", "helm-"+string(version[1]))
+	return filepath.Join(dir, "helm"), err
+}
+
+// made gives the directory of the cache that a task of setup.sh makes.
+func made(task, name string) (string, error) {
+	cache, err := Cache()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(cache, name)
+	if _, err := os.Stat(dir); err != nil {
+		return "", fmt.Errorf("%w: run tools/setup.sh %s", err, task)
+	}
+	return dir, nil
+}
