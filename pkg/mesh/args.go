@@ -1,0 +1,296 @@
+package mesh
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Args is an argument list of istio-iptables that can be read and changed flag by flag. What is not
+// changed stays as it is, element by element, and so do operands such as the name of the
+// sub-command: `istio-iptables -p 15001` can be given as a whole. The zero value is an empty list.
+// A copy is independent of its original.
+//
+// The syntax is that of spf13/pflag, which the program uses: -p 15001, -p15001, -p=15001, --envoy-port
+// 15001, --envoy-port=15001; shorthands of booleans may be grouped before another one; a boolean never
+// takes the next element; `--` ends the flags; the last of repeated flags wins. `-x=` with nothing
+// after it passes the literal "=".
+//
+// A flag that no known release has is never touched. Whether the next element is its value cannot be
+// known; if that does not begin with a dash, nothing is ever put between the two.
+type Args struct{ tokens []token }
+
+// A token is what belongs together in an argument list.
+type token struct {
+	// elems are the elements as they were given: two if a value is an element of its own, and
+	// everything to the end for the token that begins with "--".
+	elems []string
+	// flags are those that the token sets, in order; none for operands and for what is unknown.
+	// Several flags are a group of shorthands: one letter each behind the dash, all but the last booleans.
+	flags []Flag
+	// value is that of the last flag. It begins at byte at of the last element; at is -1 for the
+	// "true" of a boolean that stands alone.
+	value string
+	at    int
+}
+
+// ParseArgs reads an argument list. It fails if the last flag lacks its value.
+func ParseArgs(args []string) (Args, error) {
+	var a Args
+	for rest := slices.Clone(args); len(rest) > 0; {
+		t, err := parseToken(rest)
+		if err != nil {
+			return Args{}, err
+		}
+		a.tokens = append(a.tokens, t)
+		rest = rest[len(t.elems):]
+	}
+	return a, nil
+}
+
+func parseToken(args []string) (token, error) {
+	switch s := args[0]; {
+	case s == "--":
+		return token{elems: args}, nil
+	case !looksLikeFlag(s):
+		return token{elems: args[:1]}, nil
+	case strings.HasPrefix(s, "--"):
+		return parseLong(args)
+	default:
+		return parseShort(args)
+	}
+}
+
+func looksLikeFlag(s string) bool { return len(s) > 1 && s[0] == '-' }
+
+func parseLong(args []string) (token, error) {
+	name, value, hasValue := strings.Cut(args[0][2:], "=")
+	f := Flag(name)
+	d, known := flags[f]
+	switch {
+	case !known:
+		return unknown(args), nil
+	case hasValue:
+		return token{elems: args[:1], flags: []Flag{f}, value: value, at: len(args[0]) - len(value)}, nil
+	}
+	return finish(args, []Flag{f}, d)
+}
+
+func parseShort(args []string) (token, error) {
+	s := args[0]
+	var group []Flag
+	for i := 1; ; i++ {
+		f, known := shorthands[s[i]]
+		if !known {
+			return unknown(args), nil
+		}
+		group = append(group, f)
+		d, rest := flags[f], s[i+1:]
+		switch {
+		case len(rest) > 1 && rest[0] == '=':
+			return token{elems: args[:1], flags: group, value: rest[1:], at: i + 2}, nil
+		case rest == "":
+			return finish(args, group, d)
+		case !d.isBool:
+			return token{elems: args[:1], flags: group, value: rest, at: i + 1}, nil
+		}
+	}
+}
+
+// finish makes the token of a flag that has no value in its own element.
+func finish(args []string, group []Flag, d definition) (token, error) {
+	switch {
+	case d.isBool:
+		return token{elems: args[:1], flags: group, value: "true", at: -1}, nil
+	case len(args) > 1:
+		return token{elems: args[:2], flags: group, value: args[1]}, nil
+	default:
+		return token{}, fmt.Errorf("argument %q is the last one, want a value after it for %s", args[0], group[len(group)-1])
+	}
+}
+
+func unknown(args []string) token {
+	if len(args) > 1 && !strings.Contains(args[0], "=") && !looksLikeFlag(args[1]) {
+		return token{elems: args[:2]}
+	}
+	return token{elems: args[:1]}
+}
+
+// Strings gives the list; if nothing was changed, exactly the one that was parsed.
+func (a Args) Strings() []string {
+	var all []string
+	for _, t := range a.tokens {
+		all = append(all, t.elems...)
+	}
+	return all
+}
+
+// Value is the value of f as the program would see it, and whether the list has f at all.
+func (a Args) Value(f Flag) (string, bool) {
+	i := a.last(f)
+	if i < 0 {
+		return "", false
+	}
+	if t := a.tokens[i]; t.lastFlag() == f {
+		return t.value, true
+	}
+	return "true", true // a boolean in front of others in a group
+}
+
+// Set gives f the value v. If the list has f already, its last occurrence changes in place, else
+// --f=v is put after the last flag that has a short form, which are the ones that Istio's template begins with.
+func (a *Args) Set(f Flag, v string) {
+	old, ok := a.Value(f)
+	i := a.last(f)
+	switch {
+	case !ok:
+		a.replace(a.end(), 0, long(f, v))
+	case old == v:
+	case flags[f].isBool:
+		a.replace(i, 1, append(a.tokens[i].without(f), long(f, v))...)
+	default:
+		a.replace(i, 1, a.tokens[i].with(v))
+	}
+}
+
+// Remove takes every occurrence of f out of the list.
+func (a *Args) Remove(f Flag) {
+	for i := a.last(f); i >= 0; i = a.last(f) {
+		a.replace(i, 1, a.tokens[i].without(f)...)
+	}
+}
+
+// AddToList adds item, which has no comma in it, to the end of f's list unless it is there already.
+func (a *Args) AddToList(f Flag, item string) {
+	v, _ := a.Value(f)
+	a.Set(f, addItem(v, item))
+}
+
+// RemoveFromList takes item out of every occurrence of f. An f that it leaves without items goes as a
+// whole: the program's default is the empty list too.
+func (a *Args) RemoveFromList(f Flag, item string) {
+	if v, _ := a.Value(f); v != "" && removeItem(v, item) == "" {
+		a.Remove(f) // all of them, or an earlier one would come to life
+		return
+	}
+	for i := len(a.tokens) - 1; i >= 0; i-- {
+		t := a.tokens[i]
+		if t.lastFlag() != f {
+			continue
+		}
+		switch left := removeItem(t.value, item); left {
+		case t.value:
+		case "":
+			a.replace(i, 1, t.without(f)...)
+		default:
+			a.replace(i, 1, t.with(left))
+		}
+	}
+}
+
+// ExcludeInterface makes Istio leave the named interface alone: it goes from -k to the list of
+// --istio-exclude-interfaces. A new flag stands where -k was, in its long form, because -c is unknown to
+// Istio 1.11.
+func (a *Args) ExcludeInterface(name string) {
+	if k := a.last(FlagRerouteInterfaces); k >= 0 && a.last(FlagExcludeInterfaces) < 0 {
+		a.replace(k, 0, long(FlagExcludeInterfaces, name))
+	}
+	a.AddToList(FlagExcludeInterfaces, name)
+	a.RemoveFromList(FlagRerouteInterfaces, name)
+}
+
+// Reroute is the inverse of ExcludeInterface: the named interface goes to -k, the oldest form, in two elements
+// as Istio's template writes it.
+func (a *Args) Reroute(name string) {
+	if a.last(FlagRerouteInterfaces) < 0 {
+		at := a.last(FlagExcludeInterfaces)
+		if at < 0 {
+			at = a.end()
+		}
+		a.replace(at, 0, token{elems: []string{"-k", name}, flags: []Flag{FlagRerouteInterfaces}, value: name})
+	}
+	a.AddToList(FlagRerouteInterfaces, name)
+	a.RemoveFromList(FlagExcludeInterfaces, name)
+}
+
+// last is the index of the last token that sets f, or -1.
+func (a Args) last(f Flag) int {
+	for i := len(a.tokens) - 1; i >= 0; i-- {
+		if slices.Contains(a.tokens[i].flags, f) {
+			return i
+		}
+	}
+	return -1
+}
+
+// end is where a new flag goes: behind the last flag with a short form, or else at the end of the flags.
+func (a Args) end() int {
+	for i := len(a.tokens) - 1; i >= 0; i-- {
+		if f := a.tokens[i].lastFlag(); f != "" && flags[f].short != 0 {
+			return i + 1
+		}
+	}
+	if n := len(a.tokens); n > 0 && a.tokens[n-1].elems[0] == "--" {
+		return n - 1
+	}
+	return len(a.tokens)
+}
+
+// replace puts tokens in the place of the n tokens at i, in a new slice: copies of a stay as they are.
+func (a *Args) replace(i, n int, tokens ...token) {
+	a.tokens = slices.Concat(a.tokens[:i], tokens, a.tokens[i+n:])
+}
+
+func long(f Flag, v string) token {
+	head := "--" + string(f) + "="
+	return token{elems: []string{head + v}, flags: []Flag{f}, value: v, at: len(head)}
+}
+
+func (t token) lastFlag() Flag {
+	if len(t.flags) == 0 {
+		return ""
+	}
+	return t.flags[len(t.flags)-1]
+}
+
+// with gives t's last flag, no boolean, another value, in the form in which it has one.
+func (t token) with(v string) token {
+	t.value = v
+	head := t.elems[len(t.elems)-1][:t.at]
+	switch attached := head != "" && head[len(head)-1] != '='; {
+	case head == "": // an element of its own
+		t.elems = []string{t.elems[0], v}
+	case v == "" && !strings.HasPrefix(head, "--"): // "-k=" would pass "=", "-k" take the next element
+		t.elems, t.at = []string{strings.TrimSuffix(head, "="), v}, 0
+	case attached && strings.HasPrefix(v, "="): // "-k=eth0" would pass "eth0"
+		t.elems, t.at = []string{head + "=" + v}, t.at+1
+	default:
+		t.elems = []string{head + v}
+	}
+	return t
+}
+
+// without takes f out of t; nothing may be left.
+func (t token) without(f Flag) []token {
+	left := token{value: t.value, at: t.at}
+	letters := "-"
+	for i, x := range t.flags {
+		if x != f {
+			left.flags = append(left.flags, x)
+			letters += t.elems[0][i+1 : i+2]
+		}
+	}
+	switch {
+	case len(left.flags) == 0:
+		return nil
+	case t.lastFlag() == f: // and its value; what is left are booleans
+		left.elems, left.value, left.at = []string{letters}, "true", -1
+	default:
+		tail := t.elems[0][1+len(t.flags):]
+		left.elems = slices.Concat([]string{letters + tail}, t.elems[1:])
+		if t.at > 0 {
+			left.at -= len(t.flags) - len(left.flags)
+		}
+	}
+	return []token{left}
+}

@@ -1,0 +1,75 @@
+// Package mesh reads what a service mesh left in a pod into a Capture, and changes it there: the
+// arguments of an init container, the annotations that a CNI plug-in reads. It decides nothing and
+// does no I/O; it knows strings, not Kubernetes objects. Each mesh has files of its own.
+package mesh
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/meshvirt/meshvirt/pkg/plan"
+)
+
+// Interception says how connections to the pod are brought to the mesh's proxy.
+type Interception string
+
+// The interceptions, spelled as Istio spells them.
+const (
+	// Redirect rewrites the destination (iptables REDIRECT); the proxy dials the application from 127.0.0.6 or ::6.
+	Redirect Interception = "REDIRECT"
+	// TProxy leaves the packet as it is and gives it to a transparent socket; the proxy dials from the client's address.
+	TProxy Interception = "TPROXY"
+	// None is said of a pod whose proxy is not reached by redirection. Istio's program itself then
+	// still obeys the lists of ports and CIDRs it is given; they are empty where Istio's injector wrote them.
+	None Interception = "NONE"
+)
+
+// Capture is what the redirection of the mesh in one pod looks like. Its lists are in the order in
+// which the mesh was given them, without repetitions. Exclusions win over inclusions.
+type Capture struct {
+	// OutboundPort of the proxy takes connections that leave the pod, InboundPort those that enter.
+	// TunnelPort (HBONE) is never redirected: who dials it wants the proxy itself.
+	OutboundPort, InboundPort, TunnelPort uint16
+	// UID and GID are those of the proxy, whose own traffic is not redirected.
+	UID, GID uint32
+	// Interception is how inbound connections reach the proxy.
+	Interception Interception
+
+	// OutboundAll says that every destination not excluded goes to the proxy; IncludeOutboundCIDRs
+	// is then empty. Otherwise only IncludeOutboundCIDRs go there, and with none no destination does.
+	OutboundAll                                bool
+	IncludeOutboundCIDRs, ExcludeOutboundCIDRs []netip.Prefix
+	// IncludeOutboundPorts go to the proxy whatever the destination, ExcludeOutboundPorts never.
+	IncludeOutboundPorts, ExcludeOutboundPorts []uint16
+
+	// InboundAll says that every port not excluded goes to the proxy; IncludeInboundPorts is then
+	// empty. Otherwise only IncludeInboundPorts go there and ExcludeInboundPorts has no effect.
+	InboundAll                               bool
+	IncludeInboundPorts, ExcludeInboundPorts []uint16
+
+	// RerouteInterfaces are virtual interfaces whose incoming traffic the mesh takes for the pod's
+	// outbound traffic. ExcludeInterfaces are those that the mesh leaves alone in both directions.
+	RerouteInterfaces, ExcludeInterfaces []string
+
+	// OwnPorts are ports on which the mesh's own containers serve the outside.
+	OwnPorts []uint16
+	// DualStack says that the mesh was told to write rules for both families.
+	DualStack bool
+	// DNS is set if the pod's DNS queries are captured.
+	DNS *plan.DNS
+	// NativeNFTables says that the mesh writes nftables rules by nft, not by iptables.
+	NativeNFTables bool
+	// DropInvalid says that the mesh drops packets that connection tracking calls invalid.
+	DropInvalid bool
+}
+
+// UserExcludedInboundPorts are the inbound ports that pass by the proxy because a user wants them
+// to: ExcludeInboundPorts without OwnPorts, and none where exclusions have no effect.
+func (c Capture) UserExcludedInboundPorts() []uint16 {
+	if !c.InboundAll {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(c.ExcludeInboundPorts), func(p uint16) bool {
+		return slices.Contains(c.OwnPorts, p)
+	})
+}
