@@ -49,15 +49,265 @@ type Input struct {
 	CNI bool
 }
 
+// cniSettings are the annotations that istio-cni reads in place of flags, and its own defaults. Its
+// outbound default is no slip of ours: the plug-in has one default for both directions.
+var cniSettings = map[Flag]struct{ key, value string }{
+	FlagInterception:         {AnnotationInterception, string(InterceptionRedirect)},
+	FlagIncludeOutboundCIDRs: {AnnotationIncludeOutboundCIDRs, "*"},
+	FlagExcludeOutboundCIDRs: {AnnotationExcludeOutboundCIDRs, ""},
+	FlagIncludeOutboundPorts: {AnnotationIncludeOutboundPorts, ""},
+	FlagExcludeOutboundPorts: {AnnotationExcludeOutboundPorts, "15020"},
+	FlagIncludeInboundPorts:  {AnnotationIncludeInboundPorts, "*"},
+	FlagExcludeInboundPorts:  {AnnotationExcludeInboundPorts, "15020"},
+	FlagRerouteInterfaces:    {AnnotationRerouteInterfaces, ""},
+	FlagExcludeInterfaces:    {AnnotationExcludeInterfaces, ""},
+}
+
 // ReadIstio reads the redirection that Istio sets up in a pod. Its error names every flag, variable or
 // annotation whose value it does not understand, and what is wanted.
+//
+// A flag wins over the environment, and that over the default. Where istio-cni writes the rules, what
+// an annotation can say comes from annotations alone, as in the plug-in: the arguments of
+// istio-validation were rendered from the same values but nobody redirects by them. Only the
+// proxy's ports and users and native nftables, for which there is no annotation, are taken from there.
+//
+// What the release (Input.Image) changes: before 1.22 ISTIO_DUAL_STACK is not believed (1.18 ignores
+// it, 1.22 obeys; between is not recorded, and whether the mesh serves IPv6 shows in the running pod)
+// and ENVOY_PORT is; before 1.13 port 22 is always excluded.
+//
+// Two leniencies: of several users in -u the first is taken; and an address without prefix length is
+// taken as a CIDR of that address, which newer releases of Istio skip over with a line in the log.
 func ReadIstio(in Input) (Capture, error) {
-	_ = errors.Join
-	_ = fmt.Errorf
-	_ = netip.ParseAddr
-	_ = slices.Sort[[]int]
-	_ = strconv.Itoa
-	_ = strings.Cut
-	_ = plan.ParsePort
-	return Capture{}, errors.New("not written yet")
+	args, err := ParseArgs(in.Args)
+	if err != nil {
+		return Capture{}, err
+	}
+	r := reader{Input: in, args: args, release: releaseOf(in.Image)}
+	c := Capture{
+		OutboundPort:         r.port(FlagOutboundPort),
+		InboundPort:          r.port(FlagInboundPort),
+		TunnelPort:           r.port(FlagTunnelPort),
+		UID:                  r.id(FlagUID, 1337),
+		Interception:         r.interception(),
+		ExcludeOutboundPorts: r.ports(r.find(FlagExcludeOutboundPorts)),
+		IncludeOutboundPorts: r.ports(r.find(FlagIncludeOutboundPorts)),
+		ExcludeInboundPorts:  r.ports(r.find(FlagExcludeInboundPorts)),
+		ExcludeOutboundCIDRs: r.cidrs(r.find(FlagExcludeOutboundCIDRs)),
+		RerouteInterfaces:    r.interfaces(FlagRerouteInterfaces),
+		ExcludeInterfaces:    r.interfaces(FlagExcludeInterfaces),
+		DualStack:            r.bool(FlagDualStack),
+		DropInvalid:          r.bool(FlagDropInvalid),
+		NativeNFTables:       r.bool(FlagNativeNFTables),
+	}
+	c.GID = r.id(FlagGID, c.UID)
+	if s := r.find(FlagIncludeOutboundCIDRs); strings.TrimSpace(s.value) == "*" {
+		c.OutboundAll = true
+	} else {
+		c.IncludeOutboundCIDRs = r.cidrs(s)
+	}
+	if s := r.find(FlagIncludeInboundPorts); strings.TrimSpace(s.value) == "*" {
+		c.InboundAll = true
+	} else {
+		c.IncludeInboundPorts = r.ports(s)
+	}
+	if r.bool(FlagRedirectDNS) {
+		// istio-cni does not ask which server a query goes to.
+		c.DNS = &plan.DNS{Port: IstioDNSPort, All: r.bool(FlagCaptureAllDNS) || in.CNI}
+	}
+	c.OwnPorts = []uint16{c.TunnelPort, r.agentPort(), IstioHealthPort, IstioMetricsPort}
+	var always []uint16
+	if in.CNI {
+		always = []uint16{IstioAgentPort, IstioHealthPort, IstioMetricsPort}
+	}
+	if c.InboundAll && r.release.before(1, 13) {
+		always = append(always, 22)
+	}
+	for _, p := range always {
+		if !slices.Contains(c.ExcludeInboundPorts, p) {
+			c.ExcludeInboundPorts = append(c.ExcludeInboundPorts, p)
+		}
+	}
+	if err := errors.Join(r.errs...); err != nil {
+		return Capture{}, err
+	}
+	return c, nil
+}
+
+// A reader looks settings up and collects what is wrong with them.
+type reader struct {
+	Input
+	args    Args
+	release release
+	errs    []error
+}
+
+// A setting is a value and, for errors, the place where it stands.
+type setting struct{ from, value string }
+
+// atDefault is the place of a setting that stands nowhere.
+const atDefault = "default"
+
+func (r *reader) fail(s setting, bad, want string) {
+	r.errs = append(r.errs, fmt.Errorf("%s has %q, want %s", s.from, bad, want))
+}
+
+func (r *reader) find(f Flag) setting {
+	if a, ok := cniSettings[f]; ok && r.CNI {
+		if v, ok := r.Annotations[a.key]; ok {
+			return setting{"annotation " + a.key, v}
+		}
+		if v, ok := r.Annotations[AnnotationKubevirtInterfaces]; ok && f == FlagRerouteInterfaces {
+			return setting{"annotation " + AnnotationKubevirtInterfaces, v}
+		}
+		return setting{atDefault, a.value}
+	}
+	if v, ok := r.args.Value(f); ok {
+		return setting{f.String(), v}
+	}
+	for _, name := range r.variables(f) {
+		v := r.Env[name]
+		_, err := strconv.ParseBool(v)
+		if v != "" && (err == nil || !flags[f].isBool) { // the program skips a boolean that is none
+			return setting{"environment variable " + name, v}
+		}
+	}
+	return setting{atDefault, flags[f].value}
+}
+
+// variables are those that set f, the winner first. Istio derives one from the flag's name.
+func (r *reader) variables(f Flag) []string {
+	var names []string
+	if env := flags[f].env; env != "" && !(f == FlagDualStack && r.release.before(1, 22)) {
+		names = append(names, env)
+	}
+	// Newer releases do not read ENVOY_PORT: a service called envoy gives every container such a variable.
+	if f != FlagOutboundPort || r.release.before(1, 22) {
+		names = append(names, strings.ToUpper(strings.ReplaceAll(string(f), "-", "_")))
+	}
+	return names
+}
+
+func (r *reader) bool(f Flag) bool {
+	s := r.find(f)
+	if s.from == atDefault {
+		return false
+	}
+	b, err := strconv.ParseBool(s.value)
+	if err != nil {
+		r.fail(s, s.value, "true or false")
+	}
+	return b
+}
+
+func (r *reader) port(f Flag) uint16 {
+	s := r.find(f)
+	p, err := plan.ParsePort(s.value)
+	if err != nil {
+		r.fail(s, s.value, "a port, 1 to 65535")
+	}
+	return p
+}
+
+// id is the user or group that f names, otherwise without.
+func (r *reader) id(f Flag, otherwise uint32) uint32 {
+	s := r.find(f)
+	all := items(s.value)
+	if len(all) == 0 {
+		return otherwise
+	}
+	n, err := strconv.ParseUint(all[0], 10, 32)
+	if err != nil {
+		r.fail(s, all[0], "a numeric id, 0 to 4294967295")
+	}
+	return uint32(n)
+}
+
+func (r *reader) interception() Interception {
+	s := r.find(FlagInterception)
+	switch i := Interception(s.value); i {
+	case InterceptionRedirect, InterceptionTPROXY, InterceptionNone:
+		return i
+	case "": // the program redirects unless it reads TPROXY
+	default:
+		r.fail(s, s.value, "REDIRECT, TPROXY or NONE")
+	}
+	return InterceptionRedirect
+}
+
+func (r *reader) ports(s setting) []uint16 {
+	var all []uint16
+	for _, item := range items(s.value) {
+		p, err := plan.ParsePort(item)
+		if err != nil {
+			r.fail(s, item, "a port, 1 to 65535")
+		} else if !slices.Contains(all, p) {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+func (r *reader) cidrs(s setting) []netip.Prefix {
+	var all []netip.Prefix
+	for _, item := range items(s.value) {
+		p, err := netip.ParsePrefix(item)
+		if a, bare := netip.ParseAddr(item); bare == nil && a.Zone() == "" {
+			p, err = a.Prefix(a.BitLen())
+		}
+		if err != nil {
+			r.fail(s, item, "a CIDR such as 10.0.0.0/8 or fd00::/8")
+		} else if p = p.Masked(); !slices.Contains(all, p) {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+func (r *reader) interfaces(f Flag) []string {
+	s := r.find(f)
+	all := items(s.value)
+	for _, name := range all {
+		if !plan.ValidInterface(name) {
+			r.fail(s, name, "the name of a network interface")
+		}
+	}
+	return all
+}
+
+// agentPort is that of istio-agent, which an annotation can move; there 0 switches its server off.
+func (r *reader) agentPort() uint16 {
+	s := setting{"annotation " + AnnotationStatusPort, r.Annotations[AnnotationStatusPort]}
+	if s.value == "" || s.value == "0" {
+		return IstioAgentPort
+	}
+	p, err := plan.ParsePort(s.value)
+	if err != nil {
+		r.fail(s, s.value, "a port, 0 to 65535")
+	}
+	return p
+}
+
+// A release is Istio's major and minor version; the zero value is an unknown one.
+type release struct{ major, minor int }
+
+// releaseOf reads an image's tag, such as docker.io/istio/proxyv2:1.22.8-distroless.
+func releaseOf(image string) release {
+	image, _, _ = strings.Cut(image, "@") // the digest
+	_, tag, _ := strings.Cut(image[strings.LastIndex(image, "/")+1:], ":")
+	major, rest, _ := strings.Cut(strings.TrimPrefix(tag, "v"), ".")
+	minor := rest
+	if i := strings.IndexFunc(rest, func(c rune) bool { return c < '0' || c > '9' }); i >= 0 {
+		minor = rest[:i]
+	}
+	a, errMajor := strconv.Atoi(major)
+	b, errMinor := strconv.Atoi(minor)
+	if errMajor != nil || errMinor != nil {
+		return release{}
+	}
+	return release{a, b}
+}
+
+// before reports whether r is known to be older than the given release.
+func (r release) before(major, minor int) bool {
+	return r != release{} && (r.major < major || r.major == major && r.minor < minor)
 }

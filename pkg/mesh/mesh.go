@@ -16,12 +16,12 @@ type Interception string
 // The interceptions, spelled as Istio spells them.
 const (
 	// Redirect rewrites the destination (iptables REDIRECT); the proxy dials the application from 127.0.0.6 or ::6.
-	Redirect Interception = "REDIRECT"
-	// TProxy leaves the packet as it is and gives it to a transparent socket; the proxy dials from the client's address.
-	TProxy Interception = "TPROXY"
+	InterceptionRedirect Interception = "REDIRECT"
+	// InterceptionTPROXY leaves the packet as it is and gives it to a transparent socket; the proxy dials from the client's address.
+	InterceptionTPROXY Interception = "TPROXY"
 	// None is said of a pod whose proxy is not reached by redirection. Istio's program itself then
 	// still obeys the lists of ports and CIDRs it is given; they are empty where Istio's injector wrote them.
-	None Interception = "NONE"
+	InterceptionNone Interception = "NONE"
 )
 
 // Capture is what the redirection of the mesh in one pod looks like. Its lists are in the order in
@@ -63,7 +63,7 @@ type Capture struct {
 	DropInvalid bool
 }
 
-// UserExcludedInboundPorts are the inbound ports that pass by the proxy because a user wants them
+// UserExcludedInboundPorts are the inbound ports that pass by the proxy because somebody wants them
 // to: ExcludeInboundPorts without OwnPorts, and none where exclusions have no effect.
 func (c Capture) UserExcludedInboundPorts() []uint16 {
 	if !c.InboundAll {
