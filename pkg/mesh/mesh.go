@@ -15,12 +15,15 @@ type Interception string
 
 // The interceptions, spelled as Istio spells them.
 const (
-	// Redirect rewrites the destination (iptables REDIRECT); the proxy dials the application from 127.0.0.6 or ::6.
+	// InterceptionRedirect rewrites the destination (iptables REDIRECT). The proxy dials the
+	// application from 127.0.0.6 or ::6.
 	InterceptionRedirect Interception = "REDIRECT"
-	// InterceptionTPROXY leaves the packet as it is and gives it to a transparent socket; the proxy dials from the client's address.
+	// InterceptionTPROXY gives the packet as it is to a transparent socket. The proxy dials the
+	// application from the client's address.
 	InterceptionTPROXY Interception = "TPROXY"
-	// None is said of a pod whose proxy is not reached by redirection. Istio's program itself then
-	// still obeys the lists of ports and CIDRs it is given; they are empty where Istio's injector wrote them.
+	// InterceptionNone is what a pod says whose proxy is not to be reached by redirection. Istio's
+	// program does not know the word and obeys its lists of ports and CIDRs as ever; with this mode
+	// they are empty.
 	InterceptionNone Interception = "NONE"
 )
 

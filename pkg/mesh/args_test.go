@@ -1,0 +1,404 @@
+package mesh
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/spf13/pflag"
+
+	"github.com/meshvirt/meshvirt/pkg/plan"
+)
+
+func list(s ...string) []string { return s }
+
+func TestParseForms(t *testing.T) {
+	tests := []struct {
+		args []string
+		want map[Flag]string
+	}{
+		{nil, map[Flag]string{}},
+		{list("-p", "15001"), map[Flag]string{FlagOutboundPort: "15001"}},
+		{list("-p15001"), map[Flag]string{FlagOutboundPort: "15001"}},
+		{list("-p=15001"), map[Flag]string{FlagOutboundPort: "15001"}},
+		{list("-p=="), map[Flag]string{FlagOutboundPort: "="}},
+		{list("-x="), map[Flag]string{FlagExcludeOutboundCIDRs: "="}},
+		{list("-x", ""), map[Flag]string{FlagExcludeOutboundCIDRs: ""}},
+		{list("-x", "-k"), map[Flag]string{FlagExcludeOutboundCIDRs: "-k"}},
+		{list("-x", "--"), map[Flag]string{FlagExcludeOutboundCIDRs: "--"}},
+		{list("--envoy-port", "15001"), map[Flag]string{FlagOutboundPort: "15001"}},
+		{list("--envoy-port=15001"), map[Flag]string{FlagOutboundPort: "15001"}},
+		{list("--envoy-port="), map[Flag]string{FlagOutboundPort: ""}},
+		{list("--envoy-port", ""), map[Flag]string{FlagOutboundPort: ""}},
+		{list("--envoy-port=a=b"), map[Flag]string{FlagOutboundPort: "a=b"}},
+		{list("--dual-stack", "false"), map[Flag]string{FlagDualStack: "true"}},
+		{list("--dual-stack=false"), map[Flag]string{FlagDualStack: "false"}},
+		{list("-n", "false"), map[Flag]string{"dry-run": "true"}},
+		{list("-n=false"), map[Flag]string{"dry-run": "false"}},
+		{list("-nf"), map[Flag]string{"dry-run": "true", "restore-format": "true"}},
+		{list("-nf=false"), map[Flag]string{"dry-run": "true", "restore-format": "false"}},
+		{list("-nfp15001"), map[Flag]string{"dry-run": "true", "restore-format": "true", FlagOutboundPort: "15001"}},
+		{list("-nfp=15001"), map[Flag]string{"dry-run": "true", "restore-format": "true", FlagOutboundPort: "15001"}},
+		{list("-nfp", "15001"), map[Flag]string{"dry-run": "true", "restore-format": "true", FlagOutboundPort: "15001"}},
+		{list("-pn"), map[Flag]string{FlagOutboundPort: "n"}},
+		{list("-k", "a", "-k", "b", "--kube-virt-interfaces=c"), map[Flag]string{FlagRerouteInterfaces: "c"}},
+		{list("--dual-stack", "--dual-stack=false"), map[Flag]string{FlagDualStack: "false"}},
+		{list("-k", "a", "--", "-k", "b"), map[Flag]string{FlagRerouteInterfaces: "a"}},
+		{list("istio-iptables", "-k", "a"), map[Flag]string{FlagRerouteInterfaces: "a"}},
+		{list("/usr/local/bin/pilot-agent", "--log_output_level", "all:info", "istio-iptables", "-k", "a"), map[Flag]string{FlagRerouteInterfaces: "a", "log_output_level": "all:info"}},
+		{list("--unknown", "-k", "a"), map[Flag]string{FlagRerouteInterfaces: "a"}},
+		{list("--unknown", "x", "-k", "a"), map[Flag]string{FlagRerouteInterfaces: "a"}},
+		{list("--unknown=-k", "a"), map[Flag]string{}},
+		{list("-W", "-k", "a"), map[Flag]string{FlagRerouteInterfaces: "a"}},
+		{list("-Wk", "a"), map[Flag]string{}},
+		{list("-", "---k", "--=k", "-k", "a"), map[Flag]string{FlagRerouteInterfaces: "a"}},
+	}
+	for _, tt := range tests {
+		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
+			a := parse(t, tt.args)
+			if diff := cmp.Diff(tt.want, values(a)); diff != "" {
+				t.Errorf("values (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tt.args, a.Strings()); diff != "" {
+				t.Errorf("list (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestParseNamesTheFlagWithoutValue(t *testing.T) {
+	for arg, name := range map[string]string{
+		"-p": "-p/--envoy-port", "--envoy-port": "--envoy-port", "-nfk": "-k/--kube-virt-interfaces", "--log_output_level": "--log_output_level",
+	} {
+		_, err := ParseArgs(list("-z", "15006", arg))
+		if err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "value") {
+			t.Errorf("ParseArgs(%q) = %v, want an error that names %s and wants a value", arg, err, name)
+		}
+	}
+}
+
+func TestChange(t *testing.T) {
+	exclude := func(a *Args) { a.ExcludeInterface("eth9") }
+	reroute := func(a *Args) { a.Reroute("eth9") }
+	set := func(f Flag, v string) func(*Args) { return func(a *Args) { a.Set(f, v) } }
+	add := func(f Flag, v string) func(*Args) { return func(a *Args) { a.AddToList(f, v) } }
+	drop := func(f Flag, v string) func(*Args) { return func(a *Args) { a.RemoveFromList(f, v) } }
+	remove := func(f Flag) func(*Args) { return func(a *Args) { a.Remove(f) } }
+	tests := []struct {
+		name       string
+		change     func(*Args)
+		args, want []string
+	}{
+		{"exclude takes the place of -k", exclude, list("-d", "1", "-k", "eth9", "--log_output_level=x"), list("-d", "1", "--istio-exclude-interfaces=eth9", "--log_output_level=x")},
+		{"exclude attached", exclude, list("-keth9", "-n"), list("--istio-exclude-interfaces=eth9", "-n")},
+		{"exclude after equals sign", exclude, list("-k=eth9"), list("--istio-exclude-interfaces=eth9")},
+		{"exclude long", exclude, list("--kube-virt-interfaces", "eth9"), list("--istio-exclude-interfaces=eth9")},
+		{"exclude out of a group", exclude, list("-nketh9", "-f"), list("--istio-exclude-interfaces=eth9", "-n", "-f")},
+		{"exclude leaves other interfaces", exclude, list("-k", "a, eth9,b"), list("--istio-exclude-interfaces=eth9", "-k", "a,b")},
+		{"exclude extends -c", exclude, list("-k", "eth9", "-c", "net1", "-n"), list("-c", "net1,eth9", "-n")},
+		{"exclude extends -c attached", exclude, list("-cnet1", "-k", "eth9"), list("-cnet1,eth9")},
+		{"exclude extends -c=", exclude, list("-c=net1"), list("-c=net1,eth9")},
+		{"exclude extends long", exclude, list("--istio-exclude-interfaces", "net1"), list("--istio-exclude-interfaces", "net1,eth9")},
+		{"exclude extends long=", exclude, list("--istio-exclude-interfaces=net1"), list("--istio-exclude-interfaces=net1,eth9")},
+		{"exclude fills empty -c", exclude, list("-c", "", "-n"), list("-c", "eth9", "-n")},
+		{"exclude changes the -c that counts", exclude, list("-c", "a", "-c", "b"), list("-c", "a", "-c", "b,eth9")},
+		{"exclude wakes no earlier -k", exclude, list("-k", "a", "-k", "eth9"), list("--istio-exclude-interfaces=eth9")},
+		{"exclude in the earlier -k too", exclude, list("-k", "eth9", "-k", "a"), list("--istio-exclude-interfaces=eth9", "-k", "a")},
+		{"exclude without -k", exclude, list("istio-iptables", "-p", "1", "--log_output_level=x"), list("istio-iptables", "-p", "1", "--istio-exclude-interfaces=eth9", "--log_output_level=x")},
+		{"exclude before the terminator", exclude, list("istio-iptables", "--", "-k", "eth9"), list("istio-iptables", "--istio-exclude-interfaces=eth9", "--", "-k", "eth9")},
+		{"exclude after the sub-command", exclude, list("istio-iptables"), list("istio-iptables", "--istio-exclude-interfaces=eth9")},
+		{"exclude keeps an unknown flag with its operand", exclude, list("--new", "x", "-k", "eth9"), list("--new", "x", "--istio-exclude-interfaces=eth9")},
+		{"exclude twice", func(a *Args) { exclude(a); exclude(a) }, list("-k", "eth9"), list("--istio-exclude-interfaces=eth9")},
+
+		{"reroute", reroute, list("-p", "1", "--dual-stack"), list("-p", "1", "-k", "eth9", "--dual-stack")},
+		{"reroute undoes exclude", reroute, list("-d", "1", "--istio-exclude-interfaces=eth9", "--log_output_level=x"), list("-d", "1", "-k", "eth9", "--log_output_level=x")},
+		{"reroute leaves other exclusions", reroute, list("-c", "net1,eth9"), list("-k", "eth9", "-c", "net1")},
+		{"reroute extends -k", reroute, list("-k", "a"), list("-k", "a,eth9")},
+		{"reroute fills an empty -k", reroute, list("-k", "", "-n"), list("-k", "eth9", "-n")},
+		{"reroute what is rerouted", reroute, list("-keth9"), list("-keth9")},
+
+		{"set in place", set(FlagExcludeInboundPorts, "80"), list("-p", "1", "-d", "22", "-n"), list("-p", "1", "-d", "80", "-n")},
+		{"set attached empty", set(FlagExcludeInboundPorts, ""), list("-d22", "-n"), list("-d", "", "-n")},
+		{"set = empty", set(FlagExcludeInboundPorts, ""), list("-d=22", "-n"), list("-d", "", "-n")},
+		{"set group empty", set(FlagExcludeInboundPorts, ""), list("-fd22", "-n"), list("-fd", "", "-n")},
+		{"set attached to begin with =", set(FlagExcludeInboundPorts, "=x"), list("-d22"), list("-d==x")},
+		{"set long empty", set(FlagExcludeInboundPorts, ""), list("--istio-local-exclude-ports=22"), list("--istio-local-exclude-ports=")},
+		{"set -x= literal", set(FlagExcludeOutboundCIDRs, "10.0.0.0/8"), list("-x="), list("-x10.0.0.0/8")},
+		{"set boolean", set(FlagDualStack, "false"), list("-p", "1", "--dual-stack", "-z", "2"), list("-p", "1", "--dual-stack=false", "-z", "2")},
+		{"set boolean as it is", set(FlagDualStack, "true"), list("--dual-stack"), list("--dual-stack")},
+		{"set boolean of a group", set("dry-run", "false"), list("-nf"), list("-f", "--dry-run=false")},
+		{"set new", set(FlagDualStack, "true"), list("-p", "1", "--reconcile"), list("-p", "1", "--dual-stack=true", "--reconcile")},
+
+		{"add is not doubled", add(FlagExcludeInboundPorts, "22"), list("-d", "80, 22"), list("-d", "80, 22")},
+		{"add after a comma", add(FlagExcludeInboundPorts, "22"), list("-d", "80,"), list("-d", "80,22")},
+		{"drop the last item", drop(FlagExcludeInboundPorts, "22"), list("-d", "22", "-n"), list("-n")},
+		{"drop what is not there", drop(FlagExcludeInboundPorts, "22"), list("-d", "80, 90"), list("-d", "80, 90")},
+		{"drop from an empty list", drop(FlagExcludeInboundPorts, "22"), list("-d", ""), list("-d", "")},
+		{"remove all forms", remove(FlagOutboundPort), list("-p", "1", "-np2", "--envoy-port=3", "--envoy-port", "4", "-p5"), list("-n")},
+		{"remove from the middle of a group", remove("restore-format"), list("-nfp=1", "-nf=true", "-fn", "-nfp", "2"), list("-np=1", "-n", "-n", "-np", "2")},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			a := parse(t, tt.args)
+			original := a
+			tt.change(&a)
+			if diff := cmp.Diff(tt.want, a.Strings()); diff != "" {
+				t.Errorf("list (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tt.args, original.Strings()); diff != "" {
+				t.Errorf("the copy made before the change (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(values(parse(t, a.Strings())), values(a)); diff != "" {
+				t.Errorf("values as a parser of the new list sees them (-parsed +kept):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Every recorded list comes back as it was, also after an interface was excluded and rerouted.
+func TestRecordedListsRoundTrip(t *testing.T) {
+	lists := map[string][]string{}
+	for _, r := range runs(t) {
+		lists[r.String()] = r.Args
+	}
+	for _, p := range pods(t) {
+		lists[p.File] = p.Args
+	}
+	rerouted := 0
+	for name, args := range lists {
+		a := parse(t, args)
+		if diff := cmp.Diff(args, a.Strings()); diff != "" {
+			t.Errorf("%s: unchanged list (-want +got):\n%s", name, diff)
+		}
+		k, ok := a.Value(FlagRerouteInterfaces)
+		a.ExcludeInterface("k6t-eth0")
+		if c, _ := a.Value(FlagExcludeInterfaces); !slices.Contains(strings.Split(c, ","), "k6t-eth0") {
+			t.Errorf("%s: %q excludes %q, want k6t-eth0 among them", name, a.Strings(), c)
+		}
+		if ok && k == "k6t-eth0" {
+			rerouted++
+			if _, still := a.Value(FlagRerouteInterfaces); still {
+				t.Errorf("%s: still reroutes: %q", name, a.Strings())
+			}
+			a.Reroute("k6t-eth0")
+		} else {
+			a.RemoveFromList(FlagExcludeInterfaces, "k6t-eth0")
+		}
+		if diff := cmp.Diff(args, a.Strings()); diff != "" {
+			t.Errorf("%s: list excluded and back (-want +got):\n%s", name, diff)
+		}
+	}
+	if rerouted < 50 || rerouted == len(lists) {
+		t.Errorf("%d of %d lists reroute k6t-eth0, want many of both kinds", rerouted, len(lists))
+	}
+}
+
+// Random spellings of known flags mean to pflag, which the real program uses, what they mean here;
+// after a change pflag sees that change and no other.
+func TestAgainstPflag(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	agreed := 0
+	for range 30000 {
+		args := spell(random)
+		if checkAgainstPflag(t, args, pick(random, "k6t-eth0", "net1", "eth0")) {
+			agreed++
+		}
+		if t.Failed() {
+			t.Fatalf("args %q", args)
+		}
+	}
+	if agreed < 10000 {
+		t.Errorf("pflag accepted %d lists only", agreed)
+	}
+}
+
+// spell makes a list of known flags in any form that there is.
+func spell(random *rand.Rand) []string {
+	var args []string
+	names := sortedFlags()
+	for range random.IntN(8) {
+		f := pick(random, names...)
+		if random.IntN(2) == 0 {
+			f = pick(random, FlagRerouteInterfaces, FlagExcludeInterfaces)
+		}
+		v := pick(random, "15001", "", "*", "k6t-eth0", "k6t-eth0,net1", " net1 , k6t-eth0", "net1,,", ",", "=", "=a", "-k", "-", "--", "10.0.0.0/8", "true", "false")
+		d := flags[f]
+		head := "--" + string(f)
+		if d.short != 0 && random.IntN(3) > 0 {
+			head = "-" + pick(random, "", "", "n", "f", "nf") + string(d.short)
+		}
+		args = append(args, pick(random,
+			list(head, v), list(head+"="+v), list(head+"="+v), list(head+v), list(head))...)
+		if random.IntN(30) == 0 {
+			args = append(args, pick(random, "--", "-", "operand", "istio-iptables", ""))
+		}
+	}
+	return args
+}
+
+// checkAgainstPflag parses and changes args and asks pflag each time. It reports whether pflag knows
+// how to read args at all.
+func checkAgainstPflag(t *testing.T, args []string, name string) bool {
+	t.Helper()
+	before, ok := pflagValues(args)
+	if !ok {
+		return false
+	}
+	a, err := ParseArgs(args)
+	if err != nil {
+		t.Errorf("ParseArgs: %v, but pflag accepts it", err)
+		return true
+	}
+	if diff := cmp.Diff(before, values(a), cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("values (-pflag +got):\n%s", diff)
+	}
+	check := func(what string, b Args, to, from Flag) {
+		t.Helper()
+		after, ok := pflagValues(b.Strings())
+		if !ok {
+			t.Errorf("%s: pflag does not accept %q", what, b.Strings())
+			return
+		}
+		if diff := cmp.Diff(after, values(b)); diff != "" {
+			t.Errorf("%s: values of %q (-pflag +got):\n%s", what, b.Strings(), diff)
+		}
+		want := func(f Flag, change ...string) {
+			t.Helper()
+			if diff := cmp.Diff(change, items(after[f]), cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("%s: %s (-want +got):\n%s", what, f, diff)
+			}
+		}
+		gains := items(before[to])
+		if !slices.Contains(gains, name) {
+			gains = append(gains, name)
+		}
+		want(to, gains...)
+		want(from, slices.DeleteFunc(items(before[from]), func(s string) bool { return s == name })...)
+		others := cmpopts.IgnoreMapEntries(func(f Flag, _ string) bool { return f == to || f == from })
+		if diff := cmp.Diff(before, after, others); diff != "" {
+			t.Errorf("%s: other flags (-before +after):\n%s", what, diff)
+		}
+	}
+	b := a
+	b.ExcludeInterface(name)
+	check("exclude", b, FlagExcludeInterfaces, FlagRerouteInterfaces)
+	c := a
+	c.Reroute(name)
+	check("reroute", c, FlagRerouteInterfaces, FlagExcludeInterfaces)
+	return true
+}
+
+// pflagValues has pflag itself read args. It gives the flags that are set, or false for an error.
+func pflagValues(args []string) (map[Flag]string, bool) {
+	set := pflag.NewFlagSet("istio-iptables", pflag.ContinueOnError)
+	set.SetOutput(nowhere{})
+	for f, d := range flags {
+		short := strings.TrimRight(string(rune(d.short)), "\x00")
+		if d.isBool {
+			set.BoolP(string(f), short, false, "")
+		} else {
+			set.StringP(string(f), short, "", "")
+		}
+	}
+	if set.Parse(args) != nil {
+		return nil, false
+	}
+	got := map[Flag]string{}
+	set.Visit(func(f *pflag.Flag) { got[Flag(f.Name)] = f.Value.String() })
+	return got, true
+}
+
+type nowhere struct{}
+
+func (nowhere) Write(b []byte) (int, error) { return len(b), nil }
+
+func FuzzArgs(f *testing.F) {
+	for _, r := range runs(f) {
+		f.Add(strings.Join(r.Args, "\n"), "k6t-eth0")
+	}
+	for _, p := range pods(f) {
+		f.Add(strings.Join(p.Args, "\n"), "net1")
+	}
+	f.Add("--new\nx\n-nkk6t-eth0\n-c=a,b\n--\n-k\nc", "k6t-eth0")
+	f.Fuzz(func(t *testing.T, lines, name string) {
+		args := strings.Split(lines, "\n")
+		if !plan.ValidInterface(name) {
+			name = "k6t-eth0"
+		}
+		_, _ = ReadIstio(Input{Args: args})
+		a, err := ParseArgs(args)
+		if err != nil {
+			return
+		}
+		if !slices.Equal(args, a.Strings()) {
+			t.Errorf("unchanged list is %q", a.Strings())
+		}
+		b := a
+		b.ExcludeInterface(name)
+		once := b.Strings()
+		b.ExcludeInterface(name)
+		if !slices.Equal(once, b.Strings()) {
+			t.Errorf("excluded once: %q, twice: %q", once, b.Strings())
+		}
+		if again := parse(t, once); !cmp.Equal(unknowns(a), unknowns(again)) || !cmp.Equal(values(b), values(again)) {
+			t.Errorf("%q: unknown %q, values %q", once, unknowns(again), values(again))
+		}
+		// pflag skips what looks like a flag of `go test`, -test.v; no mark of -t looks like that.
+		if !strings.Contains(lines, "test.") {
+			checkAgainstPflag(t, args, name)
+		}
+	})
+}
+
+func parse(t testing.TB, args []string) Args {
+	t.Helper()
+	a, err := ParseArgs(args)
+	if err != nil {
+		t.Fatalf("ParseArgs(%q): %v", args, err)
+	}
+	return a
+}
+
+// values are all flags that a has, booleans as pflag spells them.
+func values(a Args) map[Flag]string {
+	got := map[Flag]string{}
+	for f, d := range flags {
+		v, ok := a.Value(f)
+		if !ok {
+			continue
+		}
+		if n := (&reader{Input: Input{}, args: a}); d.isBool {
+			if b := n.bool(f); len(n.errs) == 0 {
+				v = fmt.Sprint(b)
+			}
+		}
+		got[f] = v
+	}
+	return got
+}
+
+// unknowns are the elements that belong to no known flag.
+func unknowns(a Args) []string {
+	var all []string
+	for _, t := range a.tokens {
+		if len(t.flags) == 0 {
+			all = append(all, t.elems...)
+		}
+	}
+	return all
+}
+
+func sortedFlags() []Flag {
+	var all []Flag
+	for f := range flags {
+		all = append(all, f)
+	}
+	slices.Sort(all)
+	return all
+}
+
+func pick[T any](random *rand.Rand, from ...T) T { return from[random.IntN(len(from))] }
