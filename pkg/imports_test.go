@@ -1,0 +1,80 @@
+// Package pkg_test keeps the architecture: which package may depend on which.
+package pkg_test
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/meshvirt/meshvirt/"
+
+// arrows are the dependencies, direct or not, that must not be. docs/architecture.md draws what may.
+var arrows = []struct {
+	from   []string // packages below module
+	to     []string // import paths and everything below them
+	reason string
+}{
+	{
+		[]string{"pkg/plan", "pkg/rules", "pkg/proxy", "pkg/sockopt", "cmd/rules", "cmd/proxy"},
+		[]string{"k8s.io", "sigs.k8s.io"},
+		"the data plane runs beside every VM: it must stay small, and needs nothing of Kubernetes",
+	},
+	{
+		[]string{"pkg/plan", "pkg/mesh"},
+		[]string{"github.com/google", "github.com/vishvananda", "golang.org/x"},
+		"both worlds import plan, and mesh reads text: the standard library is enough",
+	},
+	{
+		[]string{"pkg/annotations", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/admit", "cmd/webhook"},
+		[]string{module + "pkg/rules", module + "pkg/proxy", module + "pkg/sockopt", "github.com/google/nftables", "github.com/vishvananda/netlink"},
+		"the webhook decides and the data plane acts; pkg/plan is all that they share",
+	},
+	{
+		[]string{"pkg/annotations", "pkg/mesh", "pkg/templates", "pkg/mutate"},
+		[]string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime", module + "pkg/admit"},
+		"adaptation does no I/O, so that the command line and tests run it without a cluster",
+	},
+	{
+		[]string{"pkg/templates"},
+		[]string{module + "pkg/annotations", module + "pkg/mesh", module + "pkg/mutate"},
+		"templates build containers and make no decisions",
+	},
+	{
+		[]string{"pkg/sockopt"},
+		[]string{module + "pkg/plan"},
+		"socket options know nothing of meshes",
+	},
+	{
+		[]string{"cmd/webhook", "cmd/rules", "cmd/proxy", "cmd/meshvirt"},
+		[]string{module + "test", module + "tools", "testing"},
+		"what users run contains no test code",
+	},
+}
+
+func TestImports(t *testing.T) {
+	for _, a := range arrows {
+		for _, from := range a.from {
+			for _, dep := range deps(t, from) {
+				for _, to := range a.to {
+					if dep == to || strings.HasPrefix(dep, to+"/") {
+						t.Errorf("%s depends on %s: %s", from, dep, a.reason)
+					}
+				}
+			}
+		}
+	}
+}
+
+func deps(t *testing.T, pkg string) []string {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-deps", module+pkg).Output()
+	if err != nil {
+		t.Fatalf("go list -deps %s: %v", pkg, err)
+	}
+	list := strings.Fields(string(out))
+	if len(list) < 2 {
+		t.Fatalf("go list -deps %s: %q, want the package and what it needs", pkg, out)
+	}
+	return list
+}

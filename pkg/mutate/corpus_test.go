@@ -1,0 +1,134 @@
+package mutate
+
+import (
+	"encoding/json"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/mesh"
+	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/templates"
+)
+
+// Every recorded pod of every KubeVirt and Istio release, in every mode, comes out with these
+// properties. Golden cases show a few of them in full.
+func TestCorpus(t *testing.T) {
+	adapted := 0
+	for _, file := range corpusPods(t) {
+		vmi := readVMI(t, filepath.Join(filepath.Dir(file), "vmi.yaml"))
+		for _, facts := range []Facts{{}, {VMI: vmi}} {
+			for _, mode := range []plan.Mode{plan.Auto, plan.Native, plan.Rules, plan.NATProxy, plan.Off} {
+				name := strings.TrimPrefix(file, corpus) + "/" + string(mode)
+				if facts.VMI != nil {
+					name += "/vmi"
+				}
+				t.Run(name, func(t *testing.T) {
+					var pod corev1.Pod
+					if err := json.Unmarshal([]byte(readYAML(t, file)), &pod); err != nil {
+						t.Fatal(err)
+					}
+					if mode != plan.Auto {
+						pod.Annotations[annotations.Mode] = string(mode)
+					}
+					if checkCorpusPod(t, &pod, facts, mode) {
+						adapted++
+					}
+				})
+			}
+		}
+	}
+	// 52 recorded pods are masquerade VMs beside a redirecting sidecar; a corpus that is not found
+	// or a decision table that leaves all alone would pass everything above.
+	if adapted < 300 {
+		t.Errorf("%d pods were adapted, want at least 300", adapted)
+	}
+}
+
+func checkCorpusPod(t *testing.T, pod *corev1.Pod, facts Facts, mode plan.Mode) (adapted bool) {
+	in := string(must(json.Marshal(pod)))
+	out, report, errs := Apply(pod, facts, testConfig)
+	if len(errs) > 0 {
+		t.Fatalf("errors %v", errs)
+	}
+	if report.Mode == plan.Off {
+		if out != pod || len(Patch(pod, out)) > 0 {
+			t.Errorf("left alone (%s), but changed", report.Reason)
+		}
+		return false
+	}
+	if mode != plan.Auto && report.Mode != mode {
+		t.Errorf("mode is %s, want %s", report.Mode, mode)
+	}
+	patched, _ := applyJSON(t, in, facts)
+	if again, _ := applyJSON(t, patched, facts); again != patched {
+		t.Error("applied twice, it changes more")
+	}
+
+	// The injected containers stand right behind the mesh's, and before a native mesh sidecar.
+	want := []string{templates.RulesName}
+	if report.Mode == plan.NATProxy {
+		want = append(want, templates.ProxyName)
+	}
+	i := container(out.Spec.InitContainers, istioInit, istioValidation)
+	var got []string
+	for _, c := range out.Spec.InitContainers[i+1:] {
+		if len(got) < len(want) {
+			got = append(got, c.Name)
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("behind %s stand %v, want %v", out.Spec.InitContainers[i].Name, got, want)
+	}
+	if p := container(out.Spec.InitContainers, istioProxy); p >= 0 && p < i {
+		t.Errorf("istio-proxy stands before our containers")
+	}
+
+	// The guest's interface is rerouted in mode native, and left alone by Istio in the others.
+	capture := must(mesh.ReadIstio(mesh.Input{Args: out.Spec.InitContainers[i].Args, Annotations: out.Annotations, Image: out.Spec.InitContainers[i].Image, CNI: out.Spec.InitContainers[i].Name == istioValidation}))
+	rerouted := slices.Contains(capture.RerouteInterfaces, "k6t-eth0")
+	excluded := slices.Contains(capture.ExcludeInterfaces, "k6t-eth0")
+	if native := report.Mode == plan.Native; rerouted != native || excluded == native {
+		t.Errorf("mode %s: rerouted %t, excluded %t", report.Mode, rerouted, excluded)
+	}
+
+	// Nothing that was there is lost: without our containers, annotations and the mesh's arguments
+	// the pod is the old one.
+	strip := func(p *corev1.Pod) *corev1.Pod {
+		p = p.DeepCopy()
+		p.Spec.InitContainers = slices.DeleteFunc(p.Spec.InitContainers, func(c corev1.Container) bool {
+			return c.Name == templates.RulesName || c.Name == templates.ProxyName
+		})
+		p.Spec.InitContainers[container(p.Spec.InitContainers, istioInit, istioValidation)].Args = nil
+		for _, k := range []string{annotations.Status, mesh.AnnotationKubevirtInterfaces, mesh.AnnotationRerouteInterfaces, mesh.AnnotationExcludeInterfaces} {
+			delete(p.Annotations, k)
+		}
+		return p
+	}
+	if a, b := must(json.Marshal(strip(pod))), must(json.Marshal(strip(out))); string(a) != string(b) {
+		t.Errorf("something else changed\nbefore %s\nafter  %s", a, b)
+	}
+	return true
+}
+
+const corpus = "../../test/corpus/pods/"
+
+func corpusPods(t *testing.T) []string {
+	t.Helper()
+	var files []string
+	err := filepath.WalkDir(corpus, func(path string, d fs.DirEntry, err error) error {
+		if name := filepath.Base(path); err == nil && (strings.HasPrefix(name, "injected-") || name == "pod.yaml") {
+			files = append(files, path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}

@@ -1,0 +1,154 @@
+// Package mutate adapts a virt-launcher pod to the mesh that injected its proxy into it: Pod -> Pod
+// and a Report. It does no I/O. The whole is the table of steps below, read top to bottom.
+package mutate
+
+import (
+	"fmt"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/mesh"
+	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/templates"
+)
+
+// Config holds what is the same for every pod.
+type Config struct {
+	// Image is the data-plane image of the injected containers.
+	Image templates.Image
+	// DefaultMode is for pods whose annotations name no mode. Empty means plan.Auto.
+	DefaultMode plan.Mode
+}
+
+// Facts are what is known of a pod beyond the pod itself. The zero Facts are valid: the pod alone
+// then decides.
+type Facts struct {
+	// VMI is the VirtualMachineInstance that owns the pod; nil if it is not known.
+	VMI *VMI
+}
+
+// Report says what Apply did and why.
+type Report struct {
+	// Mode is the mode that the pod got; plan.Off if it was left alone.
+	Mode plan.Mode
+	// Reason is the reason for Mode.
+	Reason Reason
+	// Mesh is "istio", or empty if none was found.
+	Mesh string
+	// Changes has a line for each change, in order. It is empty if the pod came out as it went in.
+	Changes []string
+	// Warnings are for the user: doubtful, but safe.
+	Warnings []string
+	// Plan is what the injected containers were given; nil if none were.
+	Plan *plan.Plan
+}
+
+// String is the report for people, a line each.
+func (r Report) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "mode: %s\nreason: %s\n", r.Mode, r.Reason)
+	if r.Mesh != "" {
+		fmt.Fprintf(&b, "mesh: %s\n", r.Mesh)
+	}
+	for _, c := range r.Changes {
+		fmt.Fprintf(&b, "change: %s\n", c)
+	}
+	for _, w := range r.Warnings {
+		fmt.Fprintf(&b, "warning: %s\n", w)
+	}
+	return b.String()
+}
+
+// A Step makes one change to a pod it owns, or finds out one thing that later steps need. It does no
+// I/O and, run twice, changes nothing more. A reason ends the table: the pod is to be left alone.
+type Step struct {
+	Name string
+	Do   func(*corev1.Pod, *state) Reason
+}
+
+var steps = []Step{
+	{"read what the user set", readSettings},
+	{"check the containers", checkContainers},
+	{"read what the mesh left", readMesh},
+	{"find the guest's interface", findInterface},
+	{"choose the mode", chooseMode},
+	{"make the plan", makePlan},
+	{"move the interface", moveInterface},
+	{"inject the rules", injectRules},
+	{"inject the proxy", injectProxy},
+	{"write the status", writeStatus},
+}
+
+// state is what steps hand on to later steps.
+type state struct {
+	cfg      Config
+	facts    Facts
+	settings annotations.Settings
+	report   Report
+	errs     field.ErrorList
+
+	previous   status       // what an earlier admission of the same pod wrote
+	meshInit   int          // index of the mesh's init container
+	capture    mesh.Capture // what it redirects
+	interfaces []string     // the guest's
+	binding    Binding      // of the guest's interface; empty if unknown
+	plan       plan.Plan
+	proxy      bool // whether the mode needs the relay
+}
+
+func (s *state) changed(format string, args ...any) {
+	s.report.Changes = append(s.report.Changes, fmt.Sprintf(format, args...))
+}
+
+func (s *state) warn(format string, args ...any) {
+	s.report.Warnings = append(s.report.Warnings, fmt.Sprintf(format, args...))
+}
+
+// invalid records an error; the pod will be denied.
+func (s *state) invalid(errs ...*field.Error) Reason {
+	s.errs = append(s.errs, errs...)
+	return Invalid
+}
+
+var (
+	annotationsPath    = field.NewPath("metadata", "annotations")
+	containersPath     = field.NewPath("spec", "containers")
+	initContainersPath = field.NewPath("spec", "initContainers")
+)
+
+// Apply gives the adapted pod and says what it did. The pod that goes in is not touched; if it is to
+// be left alone, it also comes out. With errors the pod must be denied: each names a field and the
+// value wanted.
+func Apply(pod *corev1.Pod, facts Facts, cfg Config) (*corev1.Pod, Report, field.ErrorList) {
+	s := &state{cfg: cfg, facts: facts, report: Report{Mode: plan.Off}}
+	if s.report.Reason = notOurs(pod); s.report.Reason != "" {
+		return pod, s.report, nil
+	}
+	out := pod.DeepCopy()
+	for _, step := range steps {
+		if reason := step.Do(out, s); reason != "" {
+			s.report.Mode, s.report.Reason, s.report.Changes, s.report.Plan = plan.Off, reason, nil, nil
+			return pod, s.report, s.errs
+		}
+	}
+	return out, s.report, nil
+}
+
+// notOurs is the cheap part of the decision, made before the pod is copied.
+func notOurs(pod *corev1.Pod) Reason {
+	chosen := func(v string) bool {
+		return pod.Annotations[annotations.Inject] == v || pod.Labels[annotations.Inject] == v
+	}
+	switch {
+	case chosen("false"):
+		return OptedOut
+	case pod.Labels["kubevirt.io"] != "virt-launcher" && !chosen("true"):
+		return NotVirtLauncher
+	case pod.Spec.HostNetwork:
+		return HostNetwork
+	}
+	return ""
+}

@@ -1,0 +1,80 @@
+package mutate
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"gomodules.xyz/jsonpatch/v2"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+)
+
+// Patch gives the JSON patch (RFC 6902) that makes before into after, for the changes that Apply
+// makes: annotations, command and arguments of init containers, init containers replaced or inserted. It is
+// minimal and addresses only what changed, so fields that this program's Kubernetes library does not
+// know stay byte for byte as they are. A diff of the marshalled pods would cost more than the whole
+// admission, and would drop or misplace such fields: lists are compared by index there.
+func Patch(before, after *corev1.Pod) []jsonpatch.Operation {
+	ops := patchAnnotations(before.Annotations, after.Annotations)
+	if len(before.Spec.InitContainers) == 0 && len(after.Spec.InitContainers) > 0 {
+		return append(ops, jsonpatch.NewOperation("add", "/spec/initContainers", after.Spec.InitContainers))
+	}
+	rest := before.Spec.InitContainers
+	for i, c := range after.Spec.InitContainers {
+		path := fmt.Sprintf("/spec/initContainers/%d", i)
+		if len(rest) == 0 || rest[0].Name != c.Name {
+			ops = append(ops, jsonpatch.NewOperation("add", path, c))
+			continue
+		}
+		was := rest[0]
+		rest = rest[1:]
+		if equality.Semantic.DeepEqual(was, c) {
+			continue
+		}
+		same := was
+		same.Args, same.Command = c.Args, c.Command
+		if !equality.Semantic.DeepEqual(same, c) {
+			ops = append(ops, jsonpatch.NewOperation("replace", path, c))
+			continue
+		}
+		if !slices.Equal(was.Command, c.Command) {
+			ops = append(ops, jsonpatch.NewOperation("replace", path+"/command", c.Command))
+		}
+		if !slices.Equal(was.Args, c.Args) {
+			ops = append(ops, jsonpatch.NewOperation("replace", path+"/args", c.Args))
+		}
+	}
+	return ops
+}
+
+func patchAnnotations(before, after map[string]string) []jsonpatch.Operation {
+	if len(before) == 0 {
+		if len(after) == 0 {
+			return nil
+		}
+		return []jsonpatch.Operation{jsonpatch.NewOperation("add", "/metadata/annotations", after)}
+	}
+	var ops []jsonpatch.Operation
+	for _, k := range slices.Sorted(maps.Keys(before)) {
+		if _, ok := after[k]; !ok {
+			ops = append(ops, jsonpatch.NewOperation("remove", annotationPointer(k), nil))
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(after)) {
+		if was, ok := before[k]; !ok {
+			ops = append(ops, jsonpatch.NewOperation("add", annotationPointer(k), after[k]))
+		} else if was != after[k] {
+			ops = append(ops, jsonpatch.NewOperation("replace", annotationPointer(k), after[k]))
+		}
+	}
+	return ops
+}
+
+// pointerEscaper escapes a reference token of a JSON pointer (RFC 6901 section 3).
+var pointerEscaper = strings.NewReplacer("~", "~0", "/", "~1")
+
+func annotationPointer(key string) string {
+	return "/metadata/annotations/" + pointerEscaper.Replace(key)
+}

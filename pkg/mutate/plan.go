@@ -1,0 +1,157 @@
+package mutate
+
+import (
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/plan"
+)
+
+// The relay's user and ports. 1500 is nobody's well-known user, and never the mesh's (Istio 1337,
+// Linkerd 2102), whose traffic would skip redirection. The ports lie beside Istio's reserved
+// 15000 to 15090, where guests' applications are the least likely to be.
+const (
+	proxyUID          = 1500
+	proxyOutboundPort = 15101
+	proxyInboundPort  = 15106
+	proxyStatusPort   = 15120
+)
+
+// drainSeconds is how long the relay lets open connections go on once it is told to end. The
+// kubelet ends native sidecars after the VM, in what is left of the pod's grace period.
+const drainSeconds = 30
+
+// KubeVirt's defaults for masquerade binding (vmNetworkCIDR 10.0.2.0/24, vmIPv6NetworkCIDR
+// fd10:0:2::/120): the first address is the bridge's, the second the guest's.
+var (
+	defaultGuestIPv4 = netip.MustParseAddr("10.0.2.2")
+	defaultGuestIPv6 = netip.MustParseAddr("fd10:0:2::2")
+)
+
+func makePlan(pod *corev1.Pod, s *state) Reason {
+	c := s.capture
+	p := plan.Plan{
+		Release:      plan.Release,
+		Mode:         s.report.Mode,
+		Interfaces:   s.interfaces,
+		PodInterface: podInterface(s),
+		Guest:        guest(pod, s),
+		Mesh: plan.Mesh{
+			OutboundPort: c.OutboundPort,
+			InboundPort:  c.InboundPort,
+			UID:          c.UID,
+			GID:          c.GID,
+			OwnPorts:     c.OwnPorts,
+			DualStack:    c.DualStack,
+			DNS:          c.DNS,
+		},
+		Outbound: plan.Outbound{
+			ExcludeCIDRs: union(c.ExcludeOutboundCIDRs, s.settings.ExcludeOutboundCIDRs),
+			ExcludePorts: union(c.ExcludeOutboundPorts, s.settings.ExcludeOutboundPorts),
+			All:          c.OutboundAll,
+			IncludeCIDRs: c.IncludeOutboundCIDRs,
+			IncludePorts: c.IncludeOutboundPorts,
+		},
+		Inbound: plan.Inbound{
+			ExcludePorts: union(c.UserExcludedInboundPorts(), s.settings.ExcludeInboundPorts),
+			All:          c.InboundAll,
+			IncludePorts: c.IncludeInboundPorts,
+		},
+	}
+	if i := s.settings.IncludeOutbound; i != nil {
+		p.Outbound.All, p.Outbound.IncludeCIDRs = i.All, i.List
+	}
+	for _, port := range s.settings.ExcludeInboundPorts {
+		if slices.Contains(c.OwnPorts, port) {
+			s.warn("annotation %s: port %d is the mesh's own and stays with it", annotations.ExcludeInboundPorts, port)
+		}
+	}
+	if s.proxy {
+		p.Proxy = &plan.Proxy{
+			UID:          proxyUID,
+			OutboundPort: proxyOutboundPort,
+			InboundPort:  proxyInboundPort,
+			StatusPort:   proxyStatusPort,
+			DrainSeconds: drain(pod),
+		}
+	}
+	if _, err := p.Encode(); err != nil {
+		return s.invalid(field.Forbidden(annotationsPath, err.Error()))
+	}
+	s.plan, s.report.Plan = p, &p
+	return ""
+}
+
+// podInterface is the interface that KubeVirt's bridge stands in for: it names the bridge after it.
+func podInterface(s *state) string {
+	if s.facts.VMI != nil && s.facts.VMI.PodInterface != "" {
+		return s.facts.VMI.PodInterface
+	}
+	if name, ok := cutBridge(s.interfaces[0]); ok {
+		return name
+	}
+	return "eth0"
+}
+
+// guest takes addresses from the annotation, else from the VMI, else KubeVirt's defaults; ports
+// from the VMI, else from the ports of the container compute, where KubeVirt repeats them.
+func guest(pod *corev1.Pod, s *state) plan.Guest {
+	g := plan.Guest{IPv4: defaultGuestIPv4, IPv6: defaultGuestIPv6}
+	vmi := s.facts.VMI
+	if s.settings.GuestIPv4.IsValid() || s.settings.GuestIPv6.IsValid() {
+		g.IPv4, g.IPv6 = s.settings.GuestIPv4, s.settings.GuestIPv6
+	} else if vmi != nil {
+		if vmi.IPv4.IsValid() {
+			g.IPv4 = vmi.IPv4
+		}
+		if vmi.IPv6.IsValid() {
+			g.IPv6 = vmi.IPv6
+		}
+	}
+	if vmi != nil {
+		g.TCP, g.UDP = vmi.TCP, vmi.UDP
+		return g
+	}
+	if pod.Labels["kubevirt.io"] != "virt-launcher" {
+		return g // the ports of an opted-in pod's containers are not the guest's
+	}
+	for _, c := range pod.Spec.Containers {
+		if c.Name != "compute" {
+			continue
+		}
+		for _, p := range c.Ports {
+			switch r := plan.Port(uint16(p.ContainerPort)); p.Protocol {
+			case corev1.ProtocolUDP:
+				g.UDP = append(g.UDP, r)
+			case corev1.ProtocolTCP, "":
+				g.TCP = append(g.TCP, r)
+			}
+		}
+	}
+	return g
+}
+
+// drain keeps within the pod's grace period, less a margin for the kubelet's own work.
+func drain(pod *corev1.Pod) int64 {
+	const margin, kubernetesDefault = 5, 30
+	grace := int64(kubernetesDefault)
+	if pod.Spec.TerminationGracePeriodSeconds != nil {
+		grace = *pod.Spec.TerminationGracePeriodSeconds
+	}
+	return min(drainSeconds, max(grace-margin, 0))
+}
+
+// union appends what is new in b, in order: what the mesh excludes comes first.
+func union[T comparable](a, b []T) []T {
+	out := slices.Clone(a)
+	for _, e := range b {
+		if !slices.Contains(out, e) {
+			out = append(out, e)
+		}
+	}
+	return out
+}

@@ -1,0 +1,44 @@
+package mutate
+
+// Reason says why a pod was adapted in the way it was, or left alone. The set is closed: the same
+// string is in the log, the metric's label, meshvirt.io/status and docs/reasons.md.
+type Reason string
+
+// Reasons for leaving a pod alone.
+const (
+	NotVirtLauncher    Reason = "NotVirtLauncher"
+	HostNetwork        Reason = "HostNetwork"
+	OptedOut           Reason = "OptedOut"
+	NoMesh             Reason = "NoMesh"
+	NoInterception     Reason = "NoInterception"
+	InterceptionTPROXY Reason = "InterceptionTPROXY"
+	NoVirtualInterface Reason = "NoVirtualInterface"
+	ProcessBinding     Reason = "ProcessBinding"
+	BindingUnsupported Reason = "BindingUnsupported"
+	Invalid            Reason = "Invalid"
+)
+
+// Reasons for the mode of an adapted pod.
+const (
+	Requested         Reason = "Requested"
+	ConfiguredDefault Reason = "ConfiguredDefault"
+	MasqueradeSidecar Reason = "MasqueradeSidecar"
+)
+
+// ReasonTexts explains each reason in one sentence; docs/reasons.md is made of it.
+var ReasonTexts = map[Reason]string{
+	NotVirtLauncher:    `The pod is neither a virt-launcher pod (label kubevirt.io: virt-launcher) nor opted in (meshvirt.io/inject: "true").`,
+	HostNetwork:        "The pod uses the node's network; rules written there would hit every pod of the node.",
+	OptedOut:           `The pod opted out (meshvirt.io/inject: "false" or meshvirt.io/mode: off).`,
+	NoMesh:             "No mesh that MeshVirt can adapt has injected its proxy into the pod.",
+	NoInterception:     "The mesh does not redirect this pod's traffic (Istio's interceptionMode NONE).",
+	InterceptionTPROXY: "Istio intercepts this pod's inbound traffic by TPROXY, which no mode supports yet; set sidecar.istio.io/interceptionMode: REDIRECT.",
+	NoVirtualInterface: "Neither the mesh's settings nor the VMI name an interface that the guest is behind; set meshvirt.io/interfaces if there is one.",
+	ProcessBinding:     "The guest's traffic comes from a process of the pod (passt, slirp), which every mesh redirects by itself.",
+	BindingUnsupported: "No mode supports the network binding of the VMI yet.",
+	Invalid:            "Annotations or containers of the pod are invalid; the response names each.",
+
+	Requested:         "The annotation meshvirt.io/mode asked for this mode.",
+	ConfiguredDefault: "The webhook is configured with this mode as its default.",
+	MasqueradeSidecar: "A VM with masquerade binding beside an Istio sidecar: the kernel path serves every flow.",
+}

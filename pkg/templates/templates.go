@@ -1,0 +1,120 @@
+// Package templates builds the containers that MeshVirt injects. It takes decisions from a plan and
+// makes none: what a container may do follows from which container it is.
+package templates
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/meshvirt/meshvirt/pkg/plan"
+)
+
+// Names of the injected containers, and the programs they run in the data-plane image.
+const (
+	RulesName    = "meshvirt-rules"
+	ProxyName    = "meshvirt-proxy"
+	RulesProgram = "/meshvirt-rules"
+	ProxyProgram = "/meshvirt-proxy"
+)
+
+// DefaultImage is the data-plane image of this release.
+const DefaultImage = "ghcr.io/meshvirt/dataplane:" + plan.Release
+
+// Image is the data-plane image.
+type Image struct {
+	// Name is the reference, by tag or digest.
+	Name string
+	// PullPolicy may be empty: the API server then defaults it by tag.
+	PullPolicy corev1.PullPolicy
+}
+
+// Rules is the init container that writes the nftables table of p and ends. It is root with
+// NET_ADMIN and nothing else: a user other than root would lose the capability at exec, because
+// Kubernetes sets no ambient capabilities (KEP-2763), and the image has no file capabilities.
+func Rules(p plan.Plan, image Image, guaranteed bool) (corev1.Container, error) {
+	env, err := p.Encode()
+	if err != nil {
+		return corev1.Container{}, err
+	}
+	return corev1.Container{
+		Name:            RulesName,
+		Image:           image.Name,
+		ImagePullPolicy: image.PullPolicy,
+		Command:         []string{RulesProgram},
+		Env:             []corev1.EnvVar{{Name: plan.Env, Value: env}},
+		Resources:       resources("10m", "100m", "64Mi", guaranteed),
+		SecurityContext: securityContext(0, "NET_ADMIN"),
+		// Standard error explains a refused plan; without this, `kubectl describe pod` shows nothing.
+		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
+	}, nil
+}
+
+// Proxy is the relay of mode nat-proxy, a native sidecar (KEP-753): an init container that keeps
+// running, is up before the containers behind it, outlives the virtual machine and is not counted
+// by virt-controller, which waits for every ordinary container of the pod to be ready. It needs no
+// capability. Its plan must have a Proxy.
+func Proxy(p plan.Plan, image Image, guaranteed bool) (corev1.Container, error) {
+	env, err := p.Encode()
+	if err != nil {
+		return corev1.Container{}, err
+	}
+	always := corev1.ContainerRestartPolicyAlways
+	probe := func(path string, period, failures int32) *corev1.Probe {
+		return &corev1.Probe{
+			ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
+				Path: path,
+				Port: intstr.FromInt32(int32(p.Proxy.StatusPort)),
+			}},
+			PeriodSeconds:    period,
+			FailureThreshold: failures,
+			TimeoutSeconds:   2,
+			SuccessThreshold: 1,
+		}
+	}
+	return corev1.Container{
+		Name:                     ProxyName,
+		Image:                    image.Name,
+		ImagePullPolicy:          image.PullPolicy,
+		Command:                  []string{ProxyProgram},
+		Env:                      []corev1.EnvVar{{Name: plan.Env, Value: env}},
+		Ports:                    []corev1.ContainerPort{{Name: "meshvirt-status", ContainerPort: int32(p.Proxy.StatusPort), Protocol: corev1.ProtocolTCP}},
+		Resources:                resources("20m", "1", "128Mi", guaranteed),
+		StartupProbe:             probe("/readyz", 1, 60),
+		ReadinessProbe:           probe("/readyz", 10, 3),
+		LivenessProbe:            probe("/livez", 10, 6),
+		RestartPolicy:            &always,
+		SecurityContext:          securityContext(int64(p.Proxy.UID)),
+		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
+	}, nil
+}
+
+// resources asks for cpu and memory; a Guaranteed pod stays one only if requests equal limits in
+// every container. Otherwise the CPU limit is left out, as it would only throttle the VM's traffic.
+func resources(cpu, limit, memory string, guaranteed bool) corev1.ResourceRequirements {
+	mem := resource.MustParse(memory)
+	if guaranteed {
+		same := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(limit), corev1.ResourceMemory: mem}
+		return corev1.ResourceRequirements{Limits: same, Requests: same.DeepCopy()}
+	}
+	return corev1.ResourceRequirements{
+		Limits:   corev1.ResourceList{corev1.ResourceMemory: mem},
+		Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu), corev1.ResourceMemory: mem},
+	}
+}
+
+// securityContext runs a container as uid, in a group of the same number, with only the capabilities
+// named, and says every field: nothing is left to the pod's own security context.
+func securityContext(uid int64, capabilities ...corev1.Capability) *corev1.SecurityContext {
+	yes, no, nonRoot := true, false, uid != 0
+	return &corev1.SecurityContext{
+		Privileged:               &no,
+		AllowPrivilegeEscalation: &no,
+		ReadOnlyRootFilesystem:   &yes,
+		RunAsNonRoot:             &nonRoot,
+		RunAsUser:                &uid,
+		RunAsGroup:               &uid,
+		Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: capabilities},
+		SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+	}
+}
