@@ -66,9 +66,9 @@ func looksLikeFlag(s string) bool { return len(s) > 1 && s[0] == '-' }
 func parseLong(args []string) (token, error) {
 	name, value, hasValue := strings.Cut(args[0][2:], "=")
 	f := Flag(name)
-	d, known := flags[f]
+	d, ok := flags[f]
 	switch {
-	case !known:
+	case !ok:
 		return unknown(args), nil
 	case hasValue:
 		return token{elems: args[:1], flags: []Flag{f}, value: value, at: len(args[0]) - len(value)}, nil
@@ -80,8 +80,8 @@ func parseShort(args []string) (token, error) {
 	s := args[0]
 	var group []Flag
 	for i := 1; ; i++ {
-		f, known := shorthands[s[i]]
-		if !known {
+		f, ok := shorthands[s[i]]
+		if !ok {
 			return unknown(args), nil
 		}
 		group = append(group, f)
@@ -199,15 +199,16 @@ func (a *Args) ExcludeInterface(name string) {
 	a.RemoveFromList(FlagRerouteInterfaces, name)
 }
 
-// Reroute is the inverse of ExcludeInterface: the named interface goes to -k, the oldest form, in two elements
-// as Istio's template writes it.
+// Reroute is the inverse of ExcludeInterface: the named interface goes from the list of
+// --istio-exclude-interfaces to -k. A new -k stands in two elements, as Istio's template writes it, where
+// the exclusion was.
 func (a *Args) Reroute(name string) {
 	if a.last(FlagRerouteInterfaces) < 0 {
 		at := a.last(FlagExcludeInterfaces)
 		if at < 0 {
 			at = a.end()
 		}
-		a.replace(at, 0, token{elems: []string{"-k", name}, flags: []Flag{FlagRerouteInterfaces}, value: name})
+		a.replace(at, 0, known("-k", name))
 	}
 	a.AddToList(FlagRerouteInterfaces, name)
 	a.RemoveFromList(FlagExcludeInterfaces, name)
@@ -241,9 +242,13 @@ func (a *Args) replace(i, n int, tokens ...token) {
 	a.tokens = slices.Concat(a.tokens[:i], tokens, a.tokens[i+n:])
 }
 
-func long(f Flag, v string) token {
-	head := "--" + string(f) + "="
-	return token{elems: []string{head + v}, flags: []Flag{f}, value: v, at: len(head)}
+// long is f with the value v in one element.
+func long(f Flag, v string) token { return known("--" + string(f) + "=" + v) }
+
+// known is the token that elems, known flags and the value of the last one, are.
+func known(elems ...string) token {
+	t, _ := parseToken(elems) // fails only without a value
+	return t
 }
 
 func (t token) lastFlag() Flag {
@@ -255,42 +260,34 @@ func (t token) lastFlag() Flag {
 
 // with gives t's last flag, no boolean, another value, in the form in which it has one.
 func (t token) with(v string) token {
-	t.value = v
 	head := t.elems[len(t.elems)-1][:t.at]
-	switch attached := head != "" && head[len(head)-1] != '='; {
+	switch attached := !strings.HasSuffix(head, "="); {
 	case head == "": // an element of its own
-		t.elems = []string{t.elems[0], v}
+		return known(t.elems[0], v)
 	case v == "" && !strings.HasPrefix(head, "--"): // "-k=" would pass "=", "-k" take the next element
-		t.elems, t.at = []string{strings.TrimSuffix(head, "="), v}, 0
+		return known(strings.TrimSuffix(head, "="), v)
 	case attached && strings.HasPrefix(v, "="): // "-k=eth0" would pass "eth0"
-		t.elems, t.at = []string{head + "=" + v}, t.at+1
+		return known(head + "=" + v)
 	default:
-		t.elems = []string{head + v}
+		return known(head + v)
 	}
-	return t
 }
 
 // without takes f out of t; nothing may be left.
 func (t token) without(f Flag) []token {
-	left := token{value: t.value, at: t.at}
 	letters := "-"
 	for i, x := range t.flags {
 		if x != f {
-			left.flags = append(left.flags, x)
 			letters += t.elems[0][i+1 : i+2]
 		}
 	}
 	switch {
-	case len(left.flags) == 0:
+	case letters == "-":
 		return nil
-	case t.lastFlag() == f: // and its value; what is left are booleans
-		left.elems, left.value, left.at = []string{letters}, "true", -1
+	case t.lastFlag() == f: // and its value with it
+		return []token{known(letters)}
 	default:
 		tail := t.elems[0][1+len(t.flags):]
-		left.elems = slices.Concat([]string{letters + tail}, t.elems[1:])
-		if t.at > 0 {
-			left.at -= len(t.flags) - len(left.flags)
-		}
+		return []token{known(slices.Concat([]string{letters + tail}, t.elems[1:])...)}
 	}
-	return []token{left}
 }

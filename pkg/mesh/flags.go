@@ -39,7 +39,7 @@ type definition struct {
 }
 
 // flags holds every flag of istio-iptables 1.11 to 1.31, from the help texts of the real programs
-// (testdata). No letter ever meant two flags, so that one table serves all releases; -c is new in 1.12 to 1.18.
+// (testdata). No letter ever meant two flags, so that one table serves all releases. 1.11 lacks -c.
 var flags = map[Flag]definition{
 	FlagOutboundPort:         {short: 'p', value: "15001"},
 	FlagInboundPort:          {short: 'z', value: "15006"},
