@@ -87,6 +87,9 @@ func (h *Handler) Handle(_ context.Context, req admission.Request) admission.Res
 }
 
 func (h *Handler) answer(req admission.Request) (admission.Response, mutate.Report, string) {
+	if req.UID == "" || req.Operation == "" {
+		return admission.Errored(http.StatusBadRequest, errors.New("request.uid or request.operation is empty, want an AdmissionReview")), mutate.Report{}, resultErrored
+	}
 	if req.Kind.Group != "" || req.Kind.Kind != "Pod" || req.SubResource != "" || req.Operation != admissionv1.Create {
 		// The configuration asks for nothing else; whoever asks all the same gets no change.
 		return admission.Allowed(""), mutate.Report{}, resultUnchanged

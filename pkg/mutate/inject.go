@@ -49,23 +49,29 @@ func (s *state) put(pod *corev1.Pod, index int, c corev1.Container) {
 	}
 }
 
+func ours(container string) bool {
+	return container == templates.RulesName || container == templates.ProxyName
+}
+
 // guaranteed reports whether the pod, apart from our own containers, has the Guaranteed quality of
 // service: CPU and memory limits in every container, and requests, where set, equal to them
 // (https://kubernetes.io/docs/concepts/workloads/pods/pod-qos/).
 func guaranteed(pod *corev1.Pod) bool {
-	for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
-		if c.Name == templates.RulesName || c.Name == templates.ProxyName {
-			continue
-		}
-		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
-			limit, ok := c.Resources.Limits[name]
-			if !ok || limit.IsZero() {
-				return false
-			}
-			if request, ok := c.Resources.Requests[name]; ok && request.Cmp(limit) != 0 {
+	for _, list := range [][]corev1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
+		for i := range list {
+			if r := list[i].Resources; !ours(list[i].Name) && !(limited(r, corev1.ResourceCPU) && limited(r, corev1.ResourceMemory)) {
 				return false
 			}
 		}
 	}
 	return true
+}
+
+func limited(r corev1.ResourceRequirements, name corev1.ResourceName) bool {
+	limit, ok := r.Limits[name]
+	if !ok || limit.IsZero() {
+		return false
+	}
+	request, ok := r.Requests[name]
+	return !ok || request.Cmp(limit) == 0
 }

@@ -4,6 +4,8 @@ package mutate
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -127,7 +129,7 @@ func Apply(pod *corev1.Pod, facts Facts, cfg Config) (*corev1.Pod, Report, field
 	if s.report.Reason = notOurs(pod); s.report.Reason != "" {
 		return pod, s.report, nil
 	}
-	out := pod.DeepCopy()
+	out := copyForSteps(pod)
 	for _, step := range steps {
 		if reason := step.Do(out, s); reason != "" {
 			s.report.Mode, s.report.Reason, s.report.Changes, s.report.Plan = plan.Off, reason, nil, nil
@@ -151,4 +153,13 @@ func notOurs(pod *corev1.Pod) Reason {
 		return HostNetwork
 	}
 	return ""
+}
+
+// copyForSteps copies what steps may change, two levels deep: annotations, and init containers,
+// whose fields steps replace and never write into. A whole deep copy costs as much as all steps.
+func copyForSteps(pod *corev1.Pod) *corev1.Pod {
+	out := *pod
+	out.Annotations = maps.Clone(pod.Annotations)
+	out.Spec.InitContainers = slices.Clone(pod.Spec.InitContainers)
+	return &out
 }

@@ -122,7 +122,7 @@ func TestDefaultedOutputIsNotChanged(t *testing.T) {
 		c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: "kube-api-access-x", MountPath: "/var/run/secrets/kubernetes.io/serviceaccount"})
 		for _, p := range []*corev1.Probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe} {
 			if p != nil {
-				p.SuccessThreshold, p.TimeoutSeconds, p.HTTPGet.Scheme = 1, 1, corev1.URISchemeHTTP
+				p.HTTPGet.Scheme = corev1.URISchemeHTTP
 			}
 		}
 	}

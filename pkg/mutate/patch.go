@@ -12,7 +12,7 @@ import (
 )
 
 // Patch gives the JSON patch (RFC 6902) that makes before into after, for the changes that Apply
-// makes: annotations, command and arguments of init containers, init containers replaced or inserted. It is
+// makes: annotations, command and arguments of init containers, our own containers put in or replaced. It is
 // minimal and addresses only what changed, so fields that this program's Kubernetes library does not
 // know stay byte for byte as they are. A diff of the marshalled pods would cost more than the whole
 // admission, and would drop or misplace such fields: lists are compared by index there.
@@ -30,13 +30,10 @@ func Patch(before, after *corev1.Pod) []jsonpatch.Operation {
 		}
 		was := rest[0]
 		rest = rest[1:]
-		if equality.Semantic.DeepEqual(was, c) {
-			continue
-		}
-		same := was
-		same.Args, same.Command = c.Args, c.Command
-		if !equality.Semantic.DeepEqual(same, c) {
-			ops = append(ops, jsonpatch.NewOperation("replace", path, c))
+		if ours(c.Name) {
+			if !equality.Semantic.DeepEqual(was, c) {
+				ops = append(ops, jsonpatch.NewOperation("replace", path, c))
+			}
 			continue
 		}
 		if !slices.Equal(was.Command, c.Command) {

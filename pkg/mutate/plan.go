@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
 	"github.com/meshvirt/meshvirt/pkg/plan"
@@ -78,9 +77,6 @@ func makePlan(pod *corev1.Pod, s *state) Reason {
 			StatusPort:   proxyStatusPort,
 			DrainSeconds: drain(pod),
 		}
-	}
-	if _, err := p.Encode(); err != nil {
-		return s.invalid(field.Forbidden(annotationsPath, err.Error()))
 	}
 	s.plan, s.report.Plan = p, &p
 	return ""

@@ -1,0 +1,186 @@
+package admit
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	admissionv1 "k8s.io/api/admission/v1"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+	"sigs.k8s.io/yaml"
+
+	"github.com/meshvirt/meshvirt/pkg/mutate"
+	"github.com/meshvirt/meshvirt/pkg/templates"
+)
+
+const recorded = "../../test/corpus/pods/v1.9.0/masquerade-istio-ports/injected-1.31.0-rc.0-native.yaml"
+
+var config = mutate.Config{Image: templates.Image{Name: "example.com/dataplane:test"}}
+
+func podJSON(t *testing.T) []byte {
+	t.Helper()
+	b, err := os.ReadFile(recorded)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err = yaml.YAMLToJSON(b); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// review is what the API server sends for the creation of a pod.
+func review(pod []byte) []byte {
+	return fmt.Appendf(nil, `{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{"uid":"705ab4f5-6393-11e8-b7cc-42010a800002",
+		"kind":{"group":"","version":"v1","kind":"Pod"},"resource":{"group":"","version":"v1","resource":"pods"},
+		"requestKind":{"group":"","version":"v1","kind":"Pod"},"requestResource":{"group":"","version":"v1","resource":"pods"},
+		"namespace":"mesh","operation":"CREATE","userInfo":{"username":"system:serviceaccount:kubevirt:kubevirt-controller"},
+		"object":%s,"oldObject":null,"dryRun":false,"options":{"kind":"CreateOptions","apiVersion":"meta.k8s.io/v1"}}}`, pod)
+}
+
+type answer struct {
+	*admissionv1.AdmissionResponse
+	log string
+	h   *Handler
+}
+
+// ask sends a review by HTTP, as the API server does.
+func ask(t *testing.T, body []byte) answer {
+	t.Helper()
+	var log bytes.Buffer
+	h := New(config, slog.New(slog.NewJSONHandler(&log, nil)), prometheus.NewRegistry())
+	r := httptest.NewRequest(http.MethodPost, Path, bytes.NewReader(body))
+	r.Header.Set("Content-Type", "application/json")
+	w := httptest.NewRecorder()
+	(&admission.Webhook{Handler: h}).ServeHTTP(w, r)
+	var out admissionv1.AdmissionReview
+	if err := json.Unmarshal(w.Body.Bytes(), &out); err != nil || out.Response == nil {
+		t.Fatalf("answer %q: %v", w.Body, err)
+	}
+	return answer{out.Response, log.String(), h}
+}
+
+func TestPatched(t *testing.T) {
+	a := ask(t, review(podJSON(t)))
+	var ops []struct{ Op, Path string }
+	if err := json.Unmarshal(a.Patch, &ops); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, op := range ops {
+		got = append(got, op.Op+" "+op.Path)
+	}
+	want := `remove /metadata/annotations/istio.io~1reroute-virtual-interfaces
+remove /metadata/annotations/traffic.sidecar.istio.io~1kubevirtInterfaces
+add /metadata/annotations/meshvirt.io~1status
+add /metadata/annotations/traffic.sidecar.istio.io~1excludeInterfaces
+replace /spec/initContainers/0/args
+add /spec/initContainers/1`
+	if s := strings.Join(got, "\n"); !a.Allowed || s != want {
+		t.Errorf("allowed %t, patch\n%s\nwant\n%s", a.Allowed, s, want)
+	}
+	if strings.Count(a.log, "\n") != 1 || !strings.Contains(a.log, `"result":"patched","mode":"rules","reason":"MasqueradeSidecar"`) {
+		t.Errorf("log %s, want one line", a.log)
+	}
+	if n := testutil.ToFloat64(a.h.requests.WithLabelValues("patched", "rules", "MasqueradeSidecar")); n != 1 {
+		t.Errorf("counted %v times, want once", n)
+	}
+}
+
+func TestUnchanged(t *testing.T) {
+	for name, body := range map[string][]byte{
+		"not ours":       review([]byte(`{"metadata":{"name":"web"},"spec":{"containers":[{"name":"web"}]}}`)),
+		"another kind":   bytes.ReplaceAll(review(podJSON(t)), []byte(`"kind":"Pod"}`), []byte(`"kind":"Service"}`)),
+		"an update":      bytes.Replace(review(podJSON(t)), []byte(`"CREATE"`), []byte(`"UPDATE"`), 1),
+		"a connect":      bytes.Replace(review([]byte(`null`)), []byte(`"CREATE"`), []byte(`"CONNECT"`), 1),
+		"a sub-resource": bytes.Replace(review([]byte(`null`)), []byte(`"operation"`), []byte(`"subResource":"exec","operation"`), 1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := ask(t, body)
+			if !a.Allowed || len(a.Patch) > 0 || !strings.Contains(a.log, `"result":"unchanged"`) {
+				t.Errorf("allowed %t, patch %s, log %s", a.Allowed, a.Patch, a.log)
+			}
+		})
+	}
+}
+
+func TestDeniedNamesEveryBadField(t *testing.T) {
+	pod := bytes.Replace(podJSON(t), []byte(`"annotations":{`), []byte(`"annotations":{"meshvirt.io/mode":"teleport","meshvirt.io/exclude-inbound-ports":"70000","meshvirt.io/nonsense":"1",`), 1)
+	a := ask(t, review(pod))
+	if a.Allowed || a.Result == nil || a.Result.Code != http.StatusUnprocessableEntity {
+		t.Fatalf("answer %+v, want 422", a.AdmissionResponse)
+	}
+	for _, want := range []string{`metadata.annotations[meshvirt.io/mode]: Invalid value: "teleport": want one of`, `metadata.annotations[meshvirt.io/exclude-inbound-ports]: Invalid value: "70000"`, "virt-launcher-vm-web-"} {
+		if !strings.Contains(a.Result.Message, want) {
+			t.Errorf("message %q, want %q in it", a.Result.Message, want)
+		}
+	}
+	if a.Result.Details == nil || len(a.Result.Details.Causes) != 2 {
+		t.Errorf("details %+v, want two causes", a.Result.Details)
+	}
+	if len(a.Warnings) != 1 || !strings.Contains(a.Warnings[0], "meshvirt.io/nonsense") {
+		t.Errorf("warnings %q", a.Warnings)
+	}
+	if !strings.Contains(a.log, `"level":"WARN"`) || !strings.Contains(a.log, `"result":"denied"`) {
+		t.Errorf("log %s", a.log)
+	}
+}
+
+func TestErrored(t *testing.T) {
+	for name, c := range map[string]struct {
+		body []byte
+		want string
+	}{
+		"no object":    {review([]byte(`null`)), "request.object is empty"},
+		"not a pod":    {review([]byte(`[]`)), "request.object is no pod"},
+		"a type error": {review([]byte(`{"spec":{"containers":"none"}}`)), "request.object is no pod"},
+		"the same key": {review([]byte(`{"metadata":{"name":"a","name":"b"}}`)), "duplicate"},
+		"truncated":    {review(podJSON(t))[:2000], ""},
+		"not a review": {[]byte(`{"kind":"Pod","apiVersion":"v1"}`), "want an AdmissionReview"},
+		"nothing":      {nil, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := ask(t, c.body)
+			if a.Allowed || len(a.Patch) > 0 || a.Result == nil || a.Result.Code != http.StatusBadRequest || !strings.Contains(a.Result.Message, c.want) {
+				t.Errorf("answer %+v, want 400 with %q", a.AdmissionResponse, c.want)
+			}
+		})
+	}
+}
+
+// Fields that this Kubernetes library does not know stay byte for byte: no operation touches them.
+func TestUnknownFieldsAreNotTouched(t *testing.T) {
+	pod := bytes.Replace(podJSON(t), []byte(`"spec":{`), []byte(`"spec":{"fieldOfTheFuture":{"a":[1,2.50,"x"]},`), 1)
+	a := ask(t, review(pod))
+	if !a.Allowed || len(a.Patch) == 0 || bytes.Contains(a.Patch, []byte("fieldOfTheFuture")) {
+		t.Errorf("answer %+v", a.AdmissionResponse)
+	}
+	if want := ask(t, review(podJSON(t))); !bytes.Equal(a.Patch, want.Patch) {
+		t.Errorf("patch %s, want that of the pod without the field", a.Patch)
+	}
+}
+
+// Every recorded field survives the decoder, which is not encoding/json.
+func TestDecodeEqualsEncodingJSON(t *testing.T) {
+	var a, b corev1.Pod
+	if err := decode(podJSON(t), &a); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(podJSON(t), &b); err != nil {
+		t.Fatal(err)
+	}
+	ja, _ := json.Marshal(a)
+	jb, _ := json.Marshal(b)
+	if !bytes.Equal(ja, jb) {
+		t.Errorf("decoded differently\n%s\n%s", ja, jb)
+	}
+}

@@ -1,0 +1,81 @@
+// Command bench measures MeshVirt against peers, both sides in one run and in turns, and prints
+// ratios: absolute figures of a shared machine say little.
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"text/tabwriter"
+)
+
+// Result is one line of the output and one element of the JSON array.
+type Result struct {
+	Name string `json:"name"`
+	Unit string `json:"unit"`
+	// Ours and Peer are medians over all rounds.
+	Ours     float64 `json:"ours"`
+	Peer     float64 `json:"peer"`
+	PeerName string  `json:"peer_name"`
+	// Ratio is the median of the rounds' own ratios, ours to the peer's.
+	Ratio float64 `json:"ratio"`
+}
+
+// suites are run in order.
+var suites = []func() ([]Result, error){admission}
+
+func main() {
+	if err := run(os.Args[1:], os.Stdout); err != nil {
+		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string, out io.Writer) error {
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	file := flags.String("out", "", "`file` for the results as a JSON array")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	var all []Result
+	for _, suite := range suites {
+		r, err := suite()
+		if err != nil {
+			return err
+		}
+		all = append(all, r...)
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "NAME\tOURS\tPEER\tUNIT\tRATIO\tPEER NAME")
+	for _, r := range all {
+		fmt.Fprintf(w, "%s\t%.4g\t%.4g\t%s\t%.2f\t%s\n", r.Name, r.Ours, r.Peer, r.Unit, r.Ratio, r.PeerName)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if *file == "" {
+		return nil
+	}
+	b, err := json.MarshalIndent(all, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(*file, append(b, '\n'), 0o644)
+}
+
+// compare makes a result from the rounds of both sides, which were run in turns.
+func compare(name, unit, peerName string, ours, peer []float64) Result {
+	ratios := make([]float64, len(ours))
+	for i := range ours {
+		ratios[i] = ours[i] / peer[i]
+	}
+	return Result{Name: name, Unit: unit, Ours: median(ours), Peer: median(peer), PeerName: peerName, Ratio: median(ratios)}
+}
+
+func median(v []float64) float64 {
+	v = slices.Sorted(slices.Values(v))
+	return v[len(v)/2]
+}
