@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	corev1 "k8s.io/api/core/v1"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
@@ -75,11 +76,13 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 
 	log := slog.New(slog.NewJSONHandler(out, nil))
 	ctrllog.SetLogger(logr.FromSlogHandler(log.Handler()))
+	// Our own metrics beside controller-runtime's, which are global.
+	registry := prometheus.NewRegistry()
 	server := webhook.NewServer(webhook.Options{Host: host, Port: port, CertDir: *certDir})
 	server.Register(admit.Path, &admission.Webhook{Handler: admit.New(mutate.Config{
 		Image:       templates.Image{Name: *image, PullPolicy: policy},
 		DefaultMode: plan.Mode(*mode),
-	}, log, metrics.Registry)})
+	}, log, registry)})
 
 	health := http.NewServeMux()
 	health.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
@@ -97,7 +100,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	if *metricsListen != "" {
 		m := http.NewServeMux()
-		m.Handle("/metrics", promhttp.HandlerFor(metrics.Registry, promhttp.HandlerOpts{}))
+		m.Handle("/metrics", promhttp.HandlerFor(prometheus.Gatherers{registry, metrics.Registry}, promhttp.HandlerOpts{}))
 		if err := serve(ctx, cancel, *metricsListen, m); err != nil {
 			return fmt.Errorf("-metrics-listen: %w", err)
 		}

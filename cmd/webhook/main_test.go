@@ -1,0 +1,151 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/util/cert"
+)
+
+func TestServesAndStops(t *testing.T) {
+	dir := t.TempDir()
+	certPEM, keyPEM, err := cert.GenerateSelfSignedCertKey("localhost", []net.IP{net.IPv4(127, 0, 0, 1)}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{"tls.crt": certPEM, "tls.key": keyPEM} {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	listen, health, metrics := freeAddress(t), freeAddress(t), freeAddress(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	log := &safeBuffer{}
+	done := make(chan error, 1)
+	go func() {
+		done <- run(ctx, []string{"-listen", listen, "-health-listen", health, "-metrics-listen", metrics, "-cert-dir", dir, "-data-plane-image", "example.com/dataplane:test"}, log)
+	}()
+	waitFor(t, done, "http://"+health+"/readyz")
+	if code, body := get(t, "http://"+health+"/healthz"); code != http.StatusOK {
+		t.Errorf("/healthz: %d %s", code, body)
+	}
+
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(certPEM)
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}, Timeout: 10 * time.Second}
+	review := `{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{"uid":"1","kind":{"version":"v1","kind":"Pod"},"operation":"CREATE",
+		"object":{"metadata":{"labels":{"kubevirt.io":"virt-launcher"},"annotations":{"meshvirt.io/mode":"teleport"}},"spec":{"containers":[{"name":"compute"}]}}}}`
+	resp, err := client.Post("https://"+listen+"/mutate", "application/json", strings.NewReader(review))
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, _ := io.ReadAll(resp.Body)
+	_ = resp.Body.Close()
+	if !bytes.Contains(body, []byte(`meshvirt.io/mode`)) || !bytes.Contains(body, []byte(`"allowed":false`)) {
+		t.Errorf("answer %s", body)
+	}
+	if _, body := get(t, "http://"+metrics+"/metrics"); !strings.Contains(body, `meshvirt_admission_requests_total{mode="off",reason="Invalid",result="denied"} 1`) {
+		t.Errorf("/metrics does not count the denial")
+	}
+	cancel()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Errorf("it ended with %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("it does not end")
+	}
+	if !strings.Contains(log.String(), `"result":"denied"`) {
+		t.Errorf("log %s", log)
+	}
+}
+
+func TestRefusesFlags(t *testing.T) {
+	for args, want := range map[string]string{
+		"-listen 9443":                 `-listen is "9443": want host:port`,
+		"-listen :0":                   "port is \"0\", want 1 to 65535",
+		"-default-mode teleport":       `-default-mode is "teleport", want one of`,
+		"-image-pull-policy Sometimes": `-image-pull-policy is "Sometimes", want Always`,
+		"-data-plane-image=":           "-data-plane-image is empty",
+		"-colour red":                  "not defined: -colour",
+		"-listen 127.0.0.1:1 -health-listen 127.0.0.1:99999": "-health-listen",
+	} {
+		err := run(t.Context(), strings.Fields(args), io.Discard)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want %q", args, err, want)
+		}
+	}
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}
+
+func waitFor(t *testing.T, done <-chan error, url string) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+		select {
+		case err := <-done:
+			t.Fatalf("it ended: %v", err)
+		case <-time.After(20 * time.Millisecond):
+		}
+		if resp, err := http.Get(url); err == nil {
+			_ = resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return
+			}
+		}
+	}
+	t.Fatalf("%s is not answered", url)
+}
+
+func get(t *testing.T, url string) (int, string) {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(b)
+}
+
+// safeBuffer is written by the server's goroutines.
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *safeBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *safeBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
