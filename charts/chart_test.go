@@ -32,6 +32,9 @@ func helm(t *testing.T, args ...string) (stdout, stderr string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := tools.Uses("charts/meshvirt"); err != nil {
+		t.Fatal(err)
+	}
 	out, err := exec.Command(program, append(args, "--kube-version=1.37.1")...).Output()
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
 		return "", string(exit.Stderr)

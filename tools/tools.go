@@ -85,6 +85,28 @@ func Helm() (string, error) {
 	return filepath.Join(dir, "helm"), err
 }
 
+// Uses makes the result of the running test depend on the files below directories of this repository.
+// Otherwise `go test` repeats an old result although they have changed: it only sees what the test
+// itself opens, not what programs read that the test starts.
+func Uses(directories ...string) error {
+	root, err := Root()
+	if err != nil {
+		return err
+	}
+	for _, dir := range directories {
+		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, _ os.DirEntry, err error) error {
+			if err == nil {
+				_, err = os.Stat(path)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // made gives the directory of the cache that a task of setup.sh makes.
 func made(task, name string) (string, error) {
 	cache, err := Cache()
