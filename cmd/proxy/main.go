@@ -48,6 +48,11 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return fmt.Errorf("the plan's mode is %q: want %q, or a pod without this container", p.Mode, plan.NATProxy)
 	}
 	log := slog.New(slog.NewJSONHandler(out, nil))
+	status, err := net.Listen("tcp", fmt.Sprintf(":%d", p.Proxy.StatusPort))
+	if err != nil {
+		return fmt.Errorf("serve status: %w: want port %d free in the pod", err, p.Proxy.StatusPort)
+	}
+	defer status.Close()
 	relay, err := proxy.New(proxy.Config{
 		OutboundPort: p.Proxy.OutboundPort,
 		InboundPort:  p.Proxy.InboundPort,
@@ -59,10 +64,6 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	})
 	if err != nil {
 		return fmt.Errorf("%w: nothing is relayed", err)
-	}
-	status, err := net.Listen("tcp", fmt.Sprintf(":%d", p.Proxy.StatusPort))
-	if err != nil {
-		return fmt.Errorf("serve status: %w: want port %d free in the pod", err, p.Proxy.StatusPort)
 	}
 	server := &http.Server{
 		Handler:           relay.Handler(),
