@@ -24,7 +24,6 @@ import (
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/webhook"
-	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/meshvirt/meshvirt/pkg/admit"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
@@ -79,10 +78,10 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	// Our own metrics beside controller-runtime's, which are global.
 	registry := prometheus.NewRegistry()
 	server := webhook.NewServer(webhook.Options{Host: host, Port: port, CertDir: *certDir})
-	server.Register(admit.Path, &admission.Webhook{Handler: admit.New(mutate.Config{
+	server.Register(admit.Path, admit.New(mutate.Config{
 		Image:       templates.Image{Name: *image, PullPolicy: policy},
 		DefaultMode: plan.Mode(*mode),
-	}, log, registry)})
+	}, log, registry))
 
 	health := http.NewServeMux()
 	health.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })

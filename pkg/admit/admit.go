@@ -4,19 +4,19 @@ package admit
 
 import (
 	"context"
-	"errors"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"runtime/debug"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/prometheus/client_golang/prometheus"
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 )
@@ -60,70 +60,99 @@ func New(config mutate.Config, log *slog.Logger, registry prometheus.Registerer)
 	return h
 }
 
-var podKind = schema.GroupKind{Kind: "Pod"}
+// outcome is what the log line and the metrics say of one request.
+type outcome struct {
+	req        *Request // nil if none could be read
+	report     mutate.Report
+	result     string
+	message    string // for denials and errors
+	operations int
+	took       time.Duration
+}
 
-// Handle implements admission.Handler.
-func (h *Handler) Handle(_ context.Context, req admission.Request) admission.Response {
-	start := time.Now()
-	resp, report, result := h.answer(req)
-	took := time.Since(start)
-
-	h.requests.WithLabelValues(result, string(report.Mode), string(report.Reason)).Inc()
-	h.duration.Observe(took.Seconds())
+func (h *Handler) record(o outcome) {
+	h.requests.WithLabelValues(o.result, string(o.report.Mode), string(o.report.Reason)).Inc()
+	h.duration.Observe(o.took.Seconds())
+	attrs := make([]slog.Attr, 0, 12)
+	if o.req != nil {
+		attrs = append(attrs, slog.String("uid", string(o.req.UID)), slog.String("namespace", o.req.Namespace),
+			slog.String("name", o.req.Name), slog.Bool("dryRun", o.req.DryRun))
+	}
+	attrs = append(attrs, slog.String("result", o.result), slog.String("mode", string(o.report.Mode)), slog.String("reason", string(o.report.Reason)),
+		slog.String("mesh", o.report.Mesh), slog.Int("operations", o.operations), slog.Duration("took", o.took))
 	level := slog.LevelInfo
-	if !resp.Allowed {
+	if o.message != "" {
 		level = slog.LevelWarn
-	}
-	attrs := []slog.Attr{
-		slog.String("uid", string(req.UID)), slog.String("namespace", req.Namespace), slog.String("name", req.Name),
-		slog.String("result", result), slog.String("mode", string(report.Mode)), slog.String("reason", string(report.Reason)),
-		slog.String("mesh", report.Mesh), slog.Int("operations", len(resp.Patches)), slog.Duration("took", took),
-	}
-	if resp.Result != nil && resp.Result.Message != "" {
-		attrs = append(attrs, slog.String("message", resp.Result.Message))
+		attrs = append(attrs, slog.String("message", o.message))
 	}
 	h.log.LogAttrs(context.Background(), level, "admission", attrs...)
+}
+
+// Handle answers one request; the caller sets the response's UID. A panic is answered as an error:
+// it must not take the replica, and with it other pods' admissions, down.
+func (h *Handler) Handle(req *Request) (resp *admissionv1.AdmissionResponse) {
+	start := time.Now()
+	o := outcome{req: req}
+	defer func() {
+		if p := recover(); p != nil {
+			o.result, resp = resultErrored, errored(http.StatusInternalServerError, fmt.Errorf("panic: %v", p))
+			h.log.Error("panic", "value", p, "stack", string(debug.Stack()))
+		}
+		if resp.Result != nil {
+			o.message = resp.Result.Message
+		}
+		o.took = time.Since(start)
+		h.record(o)
+	}()
+	return h.answer(req, &o)
+}
+
+var podKind = schema.GroupKind{Kind: "Pod"}
+
+func (h *Handler) answer(req *Request, o *outcome) *admissionv1.AdmissionResponse {
+	if req.Kind.Group != podKind.Group || req.Kind.Kind != podKind.Kind || req.SubResource != "" || req.Operation != admissionv1.Create {
+		// The configuration asks for nothing else; whoever asks all the same gets no change.
+		o.result = resultUnchanged
+		return &admissionv1.AdmissionResponse{Allowed: true}
+	}
+	var pod corev1.Pod
+	if err := decode(req.Object, &pod); err != nil {
+		o.result = resultErrored
+		return errored(http.StatusBadRequest, err)
+	}
+	if req.Name == "" {
+		req.Name = pod.GenerateName // for the log: the API server gives the name later
+	}
+	adapted, report, errs := mutate.Apply(&pod, mutate.Facts{}, h.config)
+	o.report = report
+	resp := &admissionv1.AdmissionResponse{Allowed: len(errs) == 0, Warnings: report.Warnings}
+	if len(errs) > 0 {
+		o.result = resultDenied
+		status := apierrors.NewInvalid(podKind, req.Name, errs).Status()
+		resp.Result = &status
+		return resp
+	}
+	ops := mutate.Patch(&pod, adapted)
+	if o.operations = len(ops); len(ops) == 0 {
+		o.result = resultUnchanged
+		return resp
+	}
+	patch, err := json.Marshal(ops)
+	if err != nil {
+		o.result = resultErrored
+		return errored(http.StatusInternalServerError, fmt.Errorf("encode the patch: %w", err))
+	}
+	o.result = resultPatched
+	jsonPatch := admissionv1.PatchTypeJSONPatch
+	resp.Patch, resp.PatchType = patch, &jsonPatch
 	return resp
 }
 
-func (h *Handler) answer(req admission.Request) (admission.Response, mutate.Report, string) {
-	if req.UID == "" || req.Operation == "" {
-		return admission.Errored(http.StatusBadRequest, errors.New("request.uid or request.operation is empty, want an AdmissionReview")), mutate.Report{}, resultErrored
-	}
-	if req.Kind.Group != "" || req.Kind.Kind != "Pod" || req.SubResource != "" || req.Operation != admissionv1.Create {
-		// The configuration asks for nothing else; whoever asks all the same gets no change.
-		return admission.Allowed(""), mutate.Report{}, resultUnchanged
-	}
-	var pod corev1.Pod
-	if err := decode(req.Object.Raw, &pod); err != nil {
-		return admission.Errored(http.StatusBadRequest, err), mutate.Report{}, resultErrored
-	}
-	adapted, report, errs := mutate.Apply(&pod, mutate.Facts{}, h.config)
-	if len(errs) > 0 {
-		name := pod.Name
-		if name == "" {
-			name = pod.GenerateName
-		}
-		status := apierrors.NewInvalid(podKind, name, errs).Status()
-		return admission.Response{AdmissionResponse: admissionv1.AdmissionResponse{Result: &status, Warnings: report.Warnings}}, report, resultDenied
-	}
-	resp := admission.Allowed("")
-	resp.Warnings = report.Warnings
-	resp.Patches = mutate.Patch(&pod, adapted)
-	if len(resp.Patches) == 0 {
-		return resp, report, resultUnchanged
-	}
-	return resp, report, resultPatched
+func errored(code int32, err error) *admissionv1.AdmissionResponse {
+	return &admissionv1.AdmissionResponse{Result: &metav1.Status{Status: metav1.StatusFailure, Code: code, Message: err.Error()}}
 }
 
-// decode reads a pod. Unlike encoding/json it compares names exactly and refuses one that is there
-// twice, as the API server does in strict mode.
-func decode(raw []byte, pod *corev1.Pod) error {
-	if len(raw) == 0 || string(raw) == "null" {
-		return errors.New("request.object is empty, want a pod")
-	}
-	if err := json.Unmarshal(raw, pod); err != nil {
-		return fmt.Errorf("request.object is no pod: %w", err)
-	}
-	return nil
+// encode puts a response into a review. The types are made for encoding/json.
+func encode(resp *admissionv1.AdmissionResponse) ([]byte, error) {
+	return json.Marshal(admissionv1.AdmissionReview{TypeMeta: want, Response: resp})
 }

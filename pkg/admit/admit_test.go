@@ -15,7 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
-	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/meshvirt/meshvirt/pkg/mutate"
@@ -38,8 +38,8 @@ func podJSON(t *testing.T) []byte {
 	return b
 }
 
-// review is what the API server sends for the creation of a pod.
-func review(pod []byte) []byte {
+// reviewOf is what the API server sends for the creation of a pod.
+func reviewOf(pod []byte) []byte {
 	return fmt.Appendf(nil, `{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{"uid":"705ab4f5-6393-11e8-b7cc-42010a800002",
 		"kind":{"group":"","version":"v1","kind":"Pod"},"resource":{"group":"","version":"v1","resource":"pods"},
 		"requestKind":{"group":"","version":"v1","kind":"Pod"},"requestResource":{"group":"","version":"v1","resource":"pods"},
@@ -61,7 +61,10 @@ func ask(t *testing.T, body []byte) answer {
 	r := httptest.NewRequest(http.MethodPost, Path, bytes.NewReader(body))
 	r.Header.Set("Content-Type", "application/json")
 	w := httptest.NewRecorder()
-	(&admission.Webhook{Handler: h}).ServeHTTP(w, r)
+	h.ServeHTTP(w, r)
+	if w.Code != http.StatusOK { // an HTTP error, as the API server takes it
+		return answer{&admissionv1.AdmissionResponse{Result: &metav1.Status{Code: int32(w.Code), Message: w.Body.String()}}, log.String(), h}
+	}
 	var out admissionv1.AdmissionReview
 	if err := json.Unmarshal(w.Body.Bytes(), &out); err != nil || out.Response == nil {
 		t.Fatalf("answer %q: %v", w.Body, err)
@@ -70,7 +73,7 @@ func ask(t *testing.T, body []byte) answer {
 }
 
 func TestPatched(t *testing.T) {
-	a := ask(t, review(podJSON(t)))
+	a := ask(t, reviewOf(podJSON(t)))
 	var ops []struct{ Op, Path string }
 	if err := json.Unmarshal(a.Patch, &ops); err != nil {
 		t.Fatal(err)
@@ -98,11 +101,11 @@ add /spec/initContainers/1`
 
 func TestUnchanged(t *testing.T) {
 	for name, body := range map[string][]byte{
-		"not ours":       review([]byte(`{"metadata":{"name":"web"},"spec":{"containers":[{"name":"web"}]}}`)),
-		"another kind":   bytes.ReplaceAll(review(podJSON(t)), []byte(`"kind":"Pod"}`), []byte(`"kind":"Service"}`)),
-		"an update":      bytes.Replace(review(podJSON(t)), []byte(`"CREATE"`), []byte(`"UPDATE"`), 1),
-		"a connect":      bytes.Replace(review([]byte(`null`)), []byte(`"CREATE"`), []byte(`"CONNECT"`), 1),
-		"a sub-resource": bytes.Replace(review([]byte(`null`)), []byte(`"operation"`), []byte(`"subResource":"exec","operation"`), 1),
+		"not ours":       reviewOf([]byte(`{"metadata":{"name":"web"},"spec":{"containers":[{"name":"web"}]}}`)),
+		"another kind":   bytes.ReplaceAll(reviewOf(podJSON(t)), []byte(`"kind":"Pod"}`), []byte(`"kind":"Service"}`)),
+		"an update":      bytes.Replace(reviewOf(podJSON(t)), []byte(`"CREATE"`), []byte(`"UPDATE"`), 1),
+		"a connect":      bytes.Replace(reviewOf([]byte(`null`)), []byte(`"CREATE"`), []byte(`"CONNECT"`), 1),
+		"a sub-resource": bytes.Replace(reviewOf([]byte(`null`)), []byte(`"operation"`), []byte(`"subResource":"exec","operation"`), 1),
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := ask(t, body)
@@ -115,7 +118,7 @@ func TestUnchanged(t *testing.T) {
 
 func TestDeniedNamesEveryBadField(t *testing.T) {
 	pod := bytes.Replace(podJSON(t), []byte(`"annotations":{`), []byte(`"annotations":{"meshvirt.io/mode":"teleport","meshvirt.io/exclude-inbound-ports":"70000","meshvirt.io/nonsense":"1",`), 1)
-	a := ask(t, review(pod))
+	a := ask(t, reviewOf(pod))
 	if a.Allowed || a.Result == nil || a.Result.Code != http.StatusUnprocessableEntity {
 		t.Fatalf("answer %+v, want 422", a.AdmissionResponse)
 	}
@@ -138,39 +141,72 @@ func TestDeniedNamesEveryBadField(t *testing.T) {
 func TestErrored(t *testing.T) {
 	for name, c := range map[string]struct {
 		body []byte
+		code int32
 		want string
 	}{
-		"no object":    {review([]byte(`null`)), "request.object is empty"},
-		"not a pod":    {review([]byte(`[]`)), "request.object is no pod"},
-		"a type error": {review([]byte(`{"spec":{"containers":"none"}}`)), "request.object is no pod"},
-		"the same key": {review([]byte(`{"metadata":{"name":"a","name":"b"}}`)), "duplicate"},
-		"truncated":    {review(podJSON(t))[:2000], ""},
-		"not a review": {[]byte(`{"kind":"Pod","apiVersion":"v1"}`), "want an AdmissionReview"},
-		"nothing":      {nil, ""},
+		"no object":     {reviewOf([]byte(`null`)), 400, "request.object is empty"},
+		"not a pod":     {reviewOf([]byte(`[]`)), 400, "request.object is no pod"},
+		"a type error":  {reviewOf([]byte(`{"spec":{"containers":"none"}}`)), 400, "request.object is no pod"},
+		"the same key":  {reviewOf([]byte(`{"metadata":{"name":"a","name":"b"}}`)), 400, "duplicate"},
+		"truncated":     {reviewOf(podJSON(t))[:2000], 400, "want an AdmissionReview in JSON"},
+		"a pod":         {[]byte(`{"kind":"Pod","apiVersion":"v1"}`), 400, `got "Pod" of "v1", want AdmissionReview of admission.k8s.io/v1`},
+		"no request":    {[]byte(`{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":null}`), 400, "request is null"},
+		"no operation":  {bytes.Replace(reviewOf([]byte(`null`)), []byte(`"CREATE"`), []byte(`""`), 1), 400, "request.operation is empty"},
+		"nothing":       {nil, 400, "want an AdmissionReview in JSON"},
+		"null":          {[]byte("null"), 400, "want AdmissionReview"},
+		"other version": {bytes.Replace(reviewOf(podJSON(t)), []byte("admission.k8s.io/v1"), []byte("admission.k8s.io/v1beta1"), 1), 400, `of "admission.k8s.io/v1beta1", want`},
+		"too large":     {reviewOf(append(bytes.Repeat([]byte(" "), maxReview), podJSON(t)...)), 413, "more than 7340032 bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := ask(t, c.body)
-			if a.Allowed || len(a.Patch) > 0 || a.Result == nil || a.Result.Code != http.StatusBadRequest || !strings.Contains(a.Result.Message, c.want) {
-				t.Errorf("answer %+v, want 400 with %q", a.AdmissionResponse, c.want)
+			if a.Allowed || len(a.Patch) > 0 || a.Result == nil || a.Result.Code != c.code || !strings.Contains(a.Result.Message, c.want) {
+				t.Errorf("answer %+v, want %d with %q", a.AdmissionResponse, c.code, c.want)
+			}
+			if !strings.Contains(a.log, `"result":"errored"`) || strings.Count(a.log, "\n") != 1 {
+				t.Errorf("log %s, want one line", a.log)
 			}
 		})
+	}
+}
+
+// A body without Content-Length is bounded as well.
+func TestChunkedBody(t *testing.T) {
+	h := New(config, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	for want, body := range map[int][]byte{200: reviewOf(podJSON(t)), 413: bytes.Repeat([]byte(" "), maxReview+1)} {
+		r := httptest.NewRequest(http.MethodPost, Path, bytes.NewReader(body))
+		r.ContentLength = -1
+		r.Header.Set("Content-Type", "application/json; charset=utf-8")
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if w.Code != want {
+			t.Errorf("status %d %s, want %d", w.Code, w.Body, want)
+		}
+	}
+}
+
+func TestContentType(t *testing.T) {
+	r := httptest.NewRequest(http.MethodPost, Path, bytes.NewReader(reviewOf(podJSON(t))))
+	w := httptest.NewRecorder()
+	New(config, slog.New(slog.DiscardHandler), prometheus.NewRegistry()).ServeHTTP(w, r)
+	if w.Code != http.StatusUnsupportedMediaType || !strings.Contains(w.Body.String(), "want application/json") {
+		t.Errorf("status %d %s", w.Code, w.Body)
 	}
 }
 
 // Fields that this Kubernetes library does not know stay byte for byte: no operation touches them.
 func TestUnknownFieldsAreNotTouched(t *testing.T) {
 	pod := bytes.Replace(podJSON(t), []byte(`"spec":{`), []byte(`"spec":{"fieldOfTheFuture":{"a":[1,2.50,"x"]},`), 1)
-	a := ask(t, review(pod))
+	a := ask(t, reviewOf(pod))
 	if !a.Allowed || len(a.Patch) == 0 || bytes.Contains(a.Patch, []byte("fieldOfTheFuture")) {
 		t.Errorf("answer %+v", a.AdmissionResponse)
 	}
-	if want := ask(t, review(podJSON(t))); !bytes.Equal(a.Patch, want.Patch) {
+	if want := ask(t, reviewOf(podJSON(t))); !bytes.Equal(a.Patch, want.Patch) {
 		t.Errorf("patch %s, want that of the pod without the field", a.Patch)
 	}
 }
 
-// Every recorded field survives the decoder, which is not encoding/json.
-func TestDecodeEqualsEncodingJSON(t *testing.T) {
+// The decoder is not encoding/json and skips what no step reads. The outcome is the same.
+func TestDecodedPodIsAdaptedAlike(t *testing.T) {
 	var a, b corev1.Pod
 	if err := decode(podJSON(t), &a); err != nil {
 		t.Fatal(err)
@@ -178,9 +214,11 @@ func TestDecodeEqualsEncodingJSON(t *testing.T) {
 	if err := json.Unmarshal(podJSON(t), &b); err != nil {
 		t.Fatal(err)
 	}
-	ja, _ := json.Marshal(a)
-	jb, _ := json.Marshal(b)
-	if !bytes.Equal(ja, jb) {
-		t.Errorf("decoded differently\n%s\n%s", ja, jb)
+	pa, ra, _ := mutate.Apply(&a, mutate.Facts{}, config)
+	pb, rb, _ := mutate.Apply(&b, mutate.Facts{}, config)
+	ja, _ := json.Marshal(mutate.Patch(&a, pa))
+	jb, _ := json.Marshal(mutate.Patch(&b, pb))
+	if !bytes.Equal(ja, jb) || ra.String() != rb.String() {
+		t.Errorf("patches\n%s\n%s\nreports\n%s\n%s", ja, jb, ra, rb)
 	}
 }

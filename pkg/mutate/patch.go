@@ -2,7 +2,6 @@ package mutate
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -53,18 +52,29 @@ func patchAnnotations(before, after map[string]string) []jsonpatch.Operation {
 		}
 		return []jsonpatch.Operation{jsonpatch.NewOperation("add", "/metadata/annotations", after)}
 	}
-	var ops []jsonpatch.Operation
-	for _, k := range slices.Sorted(maps.Keys(before)) {
+	var removed, set []string
+	for k := range before {
 		if _, ok := after[k]; !ok {
-			ops = append(ops, jsonpatch.NewOperation("remove", annotationPointer(k), nil))
+			removed = append(removed, k)
 		}
 	}
-	for _, k := range slices.Sorted(maps.Keys(after)) {
-		if was, ok := before[k]; !ok {
-			ops = append(ops, jsonpatch.NewOperation("add", annotationPointer(k), after[k]))
-		} else if was != after[k] {
-			ops = append(ops, jsonpatch.NewOperation("replace", annotationPointer(k), after[k]))
+	for k, v := range after {
+		if was, ok := before[k]; !ok || was != v {
+			set = append(set, k)
 		}
+	}
+	slices.Sort(removed)
+	slices.Sort(set)
+	var ops []jsonpatch.Operation
+	for _, k := range removed {
+		ops = append(ops, jsonpatch.NewOperation("remove", annotationPointer(k), nil))
+	}
+	for _, k := range set {
+		op := "add"
+		if _, ok := before[k]; ok {
+			op = "replace"
+		}
+		ops = append(ops, jsonpatch.NewOperation(op, annotationPointer(k), after[k]))
 	}
 	return ops
 }

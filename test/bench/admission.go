@@ -32,7 +32,7 @@ func admission() ([]Result, error) {
 	}
 	log := slog.New(slog.NewJSONHandler(io.Discard, nil))
 	config := mutate.Config{Image: templates.Image{Name: templates.DefaultImage}}
-	ours := &ctrl.Webhook{Handler: admit.New(config, log, prometheus.NewRegistry())}
+	ours := admit.New(config, log, prometheus.NewRegistry())
 	noop := &ctrl.Webhook{Handler: ctrl.HandlerFunc(func(context.Context, ctrl.Request) ctrl.Response { return ctrl.Allowed("") })}
 	if w := serve(ours, body); !bytes.Contains(w.Body.Bytes(), []byte(`"patch":`)) {
 		return nil, fmt.Errorf("the review is answered without a patch: %s", w.Body)
