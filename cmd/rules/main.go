@@ -1,0 +1,67 @@
+// Command rules is the init container that writes the nftables rules of one pod: it reads the plan
+// that the webhook left in MESHVIRT_PLAN, looks at the pod that it runs in, and puts one table
+// (inet meshvirt) into the kernel. It needs the capability NET_ADMIN and nothing else: no file but
+// /etc/resolv.conf, no program, no writable /proc. Running it again replaces the table.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/rules"
+)
+
+const name = "meshvirt-rules"
+
+func main() {
+	if err := run(context.Background(), os.Args[1:], os.Stdout); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+		os.Exit(1)
+	}
+}
+
+// run does it all. The table is written in one transaction, so ctx matters only before it.
+func run(ctx context.Context, args []string, out io.Writer) error {
+	flags := flag.NewFlagSet(name, flag.ContinueOnError)
+	flags.SetOutput(out)
+	dry := flags.Bool("print", false, "print the rules as nft text instead of writing them; needs no privilege")
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("argument %q: want none, the plan comes in the environment variable %s", flags.Arg(0), plan.Env)
+	}
+
+	p, err := plan.Decode(os.Getenv(plan.Env))
+	if err != nil {
+		return err
+	}
+	pod, err := rules.Observe(rules.ResolvConf)
+	if err != nil {
+		return err
+	}
+	r, err := rules.Build(p, pod)
+	if err != nil {
+		return err
+	}
+	if *dry {
+		_, err := io.WriteString(out, r.String())
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := r.Apply(); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, "%s: table inet %s: %d rules, %d set elements, mode %s, ipv6 %t\n",
+		name, rules.Table, r.Rules(), r.Elements(), p.Mode, pod.IPv6 || p.Mesh.DualStack)
+	return err
+}

@@ -1,0 +1,82 @@
+package rules
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// elementsPerMessage bounds one message of set members. Its list is a netlink attribute, whose
+	// length the kernel counts in 16 bits; a member takes at most 36 bytes (IPv6, end of a range).
+	elementsPerMessage = 1500
+	// bufferSize of the netlink socket, in bytes. The kernel takes a transaction as one datagram
+	// (40,000 IPv6 ranges need 3 MB) and answers every message of it before we read.
+	bufferSize = 16 << 20
+)
+
+// Apply replaces the table in the kernel by r, in one transaction: packets see the old table or
+// the new one, and after an error the old one is as it was. It needs CAP_NET_ADMIN in the network
+// namespace (the caller's, unless an option names another) and no program or file.
+func (r Ruleset) Apply(opts ...nftables.ConnOption) error {
+	c, err := nftables.New(append(opts, nftables.WithSockOptions(largeBuffers))...)
+	if err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	t := &nftables.Table{Name: Table, Family: nftables.TableFamilyINet}
+	// Add, delete, add: the delete then cannot fail, whether the table was there or not.
+	c.AddTable(t)
+	c.DelTable(t)
+	c.AddTable(t)
+	for _, s := range r.sets {
+		ns, members := s.netlink(t)
+		if err := c.AddSet(ns, nil); err != nil {
+			return fmt.Errorf("set %s: %w", s.name, err)
+		}
+		for chunk := range slices.Chunk(members, elementsPerMessage) {
+			if err := c.SetAddElements(ns, chunk); err != nil {
+				return fmt.Errorf("members of set %s: %w", s.name, err)
+			}
+		}
+	}
+	chains := make([]*nftables.Chain, len(r.chains)) // all before any rule, which may jump to a later one
+	for i, x := range r.chains {
+		chains[i] = c.AddChain(x.netlink(t))
+	}
+	for i, x := range r.chains {
+		for _, u := range x.rules {
+			c.AddRule(u.netlink(t, chains[i]))
+		}
+	}
+	err = c.Flush()
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("write table inet %s: %w (it needs the capability NET_ADMIN)", Table, err)
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP):
+		// How nf_tables says that it has no such expression or chain type and can load no module for it.
+		return fmt.Errorf("write table inet %s: %w (the node's kernel needs nf_tables with nat, redir, masq, ct and fib for family inet)", Table, err)
+	}
+	return fmt.Errorf("write table inet %s: %w", Table, err)
+}
+
+func (c *chain) netlink(t *nftables.Table) *nftables.Chain {
+	if c.base == nil {
+		return &nftables.Chain{Name: c.name, Table: t}
+	}
+	accept := nftables.ChainPolicyAccept
+	return &nftables.Chain{
+		Name: c.name, Table: t, Type: c.base.kind, Hooknum: c.base.hook, Priority: &c.base.priority, Policy: &accept,
+	}
+}
+
+// largeBuffers asks for more than the system's limit, which CAP_NET_ADMIN allows.
+func largeBuffers(c *netlink.Conn) error {
+	return errors.Join(c.SetWriteBuffer(bufferSize), c.SetReadBuffer(bufferSize))
+}

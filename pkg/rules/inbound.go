@@ -1,0 +1,62 @@
+package rules
+
+import "net/netip"
+
+// fromOutside decides about every connection from the network to the pod.
+func (b *builder) fromOutside() *chain {
+	c := b.chain("from_outside", nil)
+	exclude := newPortSet("exclude_in_ports", "excludeInboundPorts", portTableOf(b.Inbound.ExcludePorts).without(portTableOf(b.ownPorts)))
+	for _, f := range families {
+		c.add("an excluded port goes straight to the guest", tcpDport.in(exclude), b.toGuest(f))
+		// KubeVirt may forward every port of the pod to the guest, also that of the mesh's health check.
+		c.add("the mesh's own port stays with the mesh", tcpDport.in(b.own), f.freeze())
+	}
+
+	inbound := redirect(b.Mesh.InboundPort)
+	if b.Inbound.All {
+		c.add("TCP comes in through the mesh", b.meshIPv, tcp, inbound)
+	} else {
+		include := newPortSet("include_in_ports", "includeInboundPorts", portTableOf(b.Inbound.IncludePorts))
+		c.add("an included port comes in through the mesh", b.meshIPv, tcpDport.in(include), inbound)
+		for _, f := range b.served {
+			c.add("a port that is not included goes straight to the guest", b.guestTCP, b.toGuest(f))
+		}
+	}
+	for _, f := range families {
+		c.add("no mesh takes UDP", b.guestUDP, b.toGuest(f))
+	}
+	return c
+}
+
+// meshSource is the address from which the mesh's proxy dials what it takes for the application.
+func meshSource(f family) netip.Addr {
+	if f.l3 == ipv4.l3 {
+		return netip.AddrFrom4([4]byte{127, 0, 0, 6})
+	}
+	return meshLoopback6
+}
+
+// toSelf decides about connections of the pod to its own address, where the guest is the
+// application. deliver says how one that the mesh's proxy lets in reaches the guest.
+func (b *builder) toSelf(c *chain, deliver func(family) word) {
+	for _, f := range b.served {
+		c.add("the mesh's proxy lets it in to the guest", b.onLoopback, f.saddr.is(address(meshSource(f))), b.guestTCP, deliver(f))
+	}
+	guest := b.guestTCP
+	if b.Guest.AllPorts() {
+		guest = tcpDport.notIn(b.reserved)
+	}
+	for _, f := range families {
+		// Not the proxy's own: the guest's connection to the pod goes out and in through it.
+		c.add("the pod's processes find the guest at the pod's address",
+			b.onLoopback, f.daddr.notIn(f.loopback), skuid.not(uid(b.Mesh.UID)), guest, b.toGuest(f))
+	}
+}
+
+// toVirtualSide gives packets to the guest a source that it can answer.
+func (b *builder) toVirtualSide() {
+	post := b.chain("postrouting", natPostrouting)
+	for _, f := range families {
+		post.add("a guest cannot answer to the pod's loopback", b.toVirtual, f.saddr.in(f.loopback), masquerade)
+	}
+}
