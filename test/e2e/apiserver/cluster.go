@@ -37,6 +37,7 @@ type Cluster struct {
 	// Client is an administrator's. It reads without a cache.
 	Client client.Client
 
+	warnings  warnings
 	dir       string
 	env       *envtest.Environment
 	rest      *rest.RESTClient
@@ -102,6 +103,7 @@ func Start(dir string) (_ *Cluster, err error) {
 		return nil, err
 	}
 	config.QPS = -1 // no limit of the client's own
+	config.WarningHandler = &c.warnings
 	if c.Client, err = client.New(config, client.Options{Scheme: scheme.Scheme}); err != nil {
 		return nil, err
 	}
@@ -181,6 +183,28 @@ func (c *Cluster) Admit(ctx context.Context, namespace string, pod *corev1.Pod, 
 		return nil, err
 	}
 	return pod, nil
+}
+
+// Warnings takes the warnings that came with answers of the API server since the last call.
+func (c *Cluster) Warnings() []string {
+	c.warnings.Lock()
+	defer c.warnings.Unlock()
+	list := c.warnings.list
+	c.warnings.list = nil
+	return list
+}
+
+// warnings collects what client-go would log.
+type warnings struct {
+	sync.Mutex
+	list []string
+}
+
+// HandleWarningHeader implements rest.WarningHandler.
+func (w *warnings) HandleWarningHeader(_ int, _, text string) {
+	w.Lock()
+	defer w.Unlock()
+	w.list = append(w.list, text)
 }
 
 // Reviews gives how many reviews of the webhook the API server has asked for so far, from its own

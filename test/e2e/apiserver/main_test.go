@@ -11,10 +11,12 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/go-logr/logr"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
 	"github.com/meshvirt/meshvirt/pkg/templates"
@@ -41,6 +43,7 @@ func run(m *testing.M) (code int, err error) {
 	if os.Getenv(guardedEnv) != "" {
 		return m.Run(), nil // TestGuard in the process it starts
 	}
+	ctrllog.SetLogger(logr.Discard()) // or controller-runtime complains after a while that nobody did
 	ctx := context.Background()
 	dir, err := os.MkdirTemp("", "meshvirt-apiserver-")
 	if err != nil {

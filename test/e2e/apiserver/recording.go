@@ -29,26 +29,38 @@ type Recording struct {
 // "masquerade-istio-ports", and Istio's release with the way it was set up, such as "1.31.0-rc.0-native".
 func Load(kubevirt, vm, istio string) (*Recording, error) {
 	dir := path.Join("testdata", "pods", kubevirt, vm)
-	r := &Recording{}
-	var err error
-	if r.Pod, err = loadPod(path.Join(dir, "pod.yaml")); err != nil {
-		return nil, err
-	}
-	if r.Injected, err = loadPod(path.Join(dir, "injected-"+istio+".yaml")); err != nil {
-		return nil, err
-	}
-	from, err := json.Marshal(r.Pod)
+	pod, err := loadPod(path.Join(dir, "pod.yaml"))
 	if err != nil {
 		return nil, err
 	}
-	to, err := json.Marshal(r.Injected)
+	injected, err := loadPod(path.Join(dir, "injected-"+istio+".yaml"))
 	if err != nil {
 		return nil, err
 	}
-	if r.patch, err = strategicpatch.CreateTwoWayMergePatch(from, to, corev1.Pod{}); err != nil {
-		return nil, fmt.Errorf("compare %s with what Istio %s made of it: %w", dir, istio, err)
+	return newRecording(pod, injected)
+}
+
+func newRecording(pod, injected *corev1.Pod) (*Recording, error) {
+	from, err := json.Marshal(pod)
+	if err != nil {
+		return nil, err
 	}
-	return r, nil
+	to, err := json.Marshal(injected)
+	if err != nil {
+		return nil, err
+	}
+	patch, err := strategicpatch.CreateTwoWayMergePatch(from, to, corev1.Pod{})
+	if err != nil {
+		return nil, fmt.Errorf("compare a pod with what Istio made of it: %w", err)
+	}
+	return &Recording{pod, injected, patch}, nil
+}
+
+// Edited is a recording that injects something else: what edit leaves of a copy of r.Injected.
+func (r *Recording) Edited(edit func(injected *corev1.Pod)) (*Recording, error) {
+	injected := r.Injected.DeepCopy()
+	edit(injected)
+	return newRecording(r.Pod, injected)
 }
 
 func loadPod(file string) (*corev1.Pod, error) {
