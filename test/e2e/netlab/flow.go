@@ -1,0 +1,86 @@
+package netlab
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/agent"
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/sidecar"
+)
+
+// Host names an agent of the lab.
+type Host string
+
+// The hosts. Pod is a process of virt-launcher's in the pod beside the guest.
+const (
+	Node  Host = "node"
+	Peer  Host = "peer"
+	Pod   Host = "pod"
+	Guest Host = "guest"
+)
+
+// Flow is one attempt to talk.
+type Flow struct {
+	Name string
+	From Host
+	// Network is tcp, udp, icmp, dns-udp, dns-tcp (a question to the DNS server To), raw-tcp (a SYN
+	// sent straight to the gateway's hardware address) or raw-udp (likewise; it succeeds if the peer
+	// has seen the datagram).
+	Network string
+	To      netip.AddrPort
+	Kind    string         // for tcp: agent.Echo, agent.Banner or agent.HTTP
+	Half    bool           // for agent.Echo: the client ends its direction before the server answers
+	Src     netip.AddrPort // for raw-tcp and raw-udp
+}
+
+// IPv6 reports whether the flow needs a dual-stack pod.
+func (f Flow) IPv6() bool { return f.To.Addr().Is6() }
+
+// Flows are what a pod with a virtual machine in a mesh should manage, and, last, what it should not.
+var Flows = []Flow{
+	{Name: "egress-tcp4", From: Guest, Network: "tcp", To: at(PeerIP4, AppPort), Kind: agent.Echo},
+	{Name: "egress-tcp6", From: Guest, Network: "tcp", To: at(PeerIP6, AppPort), Kind: agent.Echo},
+	{Name: "egress-half4", From: Guest, Network: "tcp", To: at(PeerIP4, AppPort), Kind: agent.Echo, Half: true},
+	{Name: "egress-banner4", From: Guest, Network: "tcp", To: at(PeerIP4, SSHPort), Kind: agent.Banner},
+	{Name: "egress-service4", From: Guest, Network: "tcp", To: at(ServiceIP4, HTTPPort), Kind: agent.HTTP},
+	{Name: "egress-service6", From: Guest, Network: "tcp", To: at(ServiceIP6, HTTPPort), Kind: agent.HTTP},
+	{Name: "egress-excluded-cidr", From: Guest, Network: "tcp", To: at(ExcludedIP4, AppPort), Kind: agent.Echo},
+	{Name: "egress-excluded-port", From: Guest, Network: "tcp", To: at(PeerIP4, ExcludedPort), Kind: agent.Echo},
+
+	{Name: "ingress-tcp4", From: Peer, Network: "tcp", To: at(PodIP4, HTTPPort), Kind: agent.Echo},
+	{Name: "ingress-tcp6", From: Peer, Network: "tcp", To: at(PodIP6, HTTPPort), Kind: agent.Echo},
+	{Name: "ingress-half4", From: Peer, Network: "tcp", To: at(PodIP4, HTTPPort), Kind: agent.Echo, Half: true},
+	{Name: "ingress-ssh4", From: Peer, Network: "tcp", To: at(PodIP4, SSHPort), Kind: agent.Banner},
+	{Name: "ingress-ssh6", From: Peer, Network: "tcp", To: at(PodIP6, SSHPort), Kind: agent.Banner},
+	{Name: "probe-guest", From: Node, Network: "tcp", To: at(PodIP4, HTTPPort), Kind: agent.HTTP},
+	{Name: "probe-sidecar", From: Node, Network: "tcp", To: at(PodIP4, sidecar.Health), Kind: agent.HTTP},
+
+	{Name: "udp-out4", From: Guest, Network: "udp", To: at(PeerIP4, UDPPort)},
+	{Name: "udp-out6", From: Guest, Network: "udp", To: at(PeerIP6, UDPPort)},
+	{Name: "udp-in4", From: Peer, Network: "udp", To: at(PodIP4, UDPPort)},
+	{Name: "udp-in6", From: Peer, Network: "udp", To: at(PodIP6, UDPPort)},
+	{Name: "dns-udp", From: Guest, Network: "dns-udp", To: at(DNSIP4, 53)},
+	{Name: "dns-tcp", From: Guest, Network: "dns-tcp", To: at(DNSIP4, 53)},
+	{Name: "icmp4", From: Guest, Network: "icmp", To: at(PeerIP4, 0)},
+	{Name: "icmp6", From: Guest, Network: "icmp", To: at(PeerIP6, 0)},
+
+	{Name: "pod-egress", From: Pod, Network: "tcp", To: at(PeerIP4, AppPort), Kind: agent.Echo},
+	{Name: "pod-self", From: Pod, Network: "tcp", To: at(PodIP4, HTTPPort), Kind: agent.Echo},
+	{Name: "hairpin", From: Guest, Network: "tcp", To: at(PodIP4, HTTPPort), Kind: agent.Echo},
+
+	{Name: "attack-loopback", From: Guest, Network: "raw-tcp", Src: at(GuestIP4, 40001), To: at(netip.MustParseAddr("127.0.0.1"), sidecar.Admin)},
+	{Name: "attack-gateway", From: Guest, Network: "tcp", To: at(BridgeIP4, sidecar.Health), Kind: agent.HTTP},
+	{Name: "attack-spoof", From: Guest, Network: "raw-udp", Src: at(netip.MustParseAddr("10.0.2.77"), 40002), To: at(PeerIP4, UDPPort)},
+}
+
+func at(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
+
+// FlowNamed gives the flow of Flows with that name. It panics if there is none: the name is a
+// mistake in the program.
+func FlowNamed(name string) Flow {
+	i := slices.IndexFunc(Flows, func(f Flow) bool { return f.Name == name })
+	if i < 0 {
+		panic("no flow " + name)
+	}
+	return Flows[i]
+}

@@ -1,0 +1,147 @@
+package netlab
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/sidecar"
+)
+
+// entry is a connection that the pod's kernel tracks: as it came, and the addresses of its replies
+// before they are translated back. Where the two differ, an address was translated.
+type entry struct {
+	proto     uint8
+	src, dst  netip.AddrPort // as it came
+	real      netip.AddrPort // where it went: the source of replies
+	presented netip.AddrPort // what the other end saw: the destination of replies
+}
+
+func (l *Lab) tracked(ipv6 bool) ([]entry, error) {
+	family := netlink.InetFamily(unix.AF_INET)
+	if ipv6 {
+		family = unix.AF_INET6
+	}
+	var entries []entry
+	err := l.pod.Do(func() error {
+		flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
+		if err != nil {
+			return fmt.Errorf("list tracked connections: %w", err)
+		}
+		for _, f := range flows {
+			entries = append(entries, entry{
+				f.Forward.Protocol,
+				addrPort(f.Forward.SrcIP, f.Forward.SrcPort), addrPort(f.Forward.DstIP, f.Forward.DstPort),
+				addrPort(f.Reverse.SrcIP, f.Reverse.SrcPort), addrPort(f.Reverse.DstIP, f.Reverse.DstPort),
+			})
+		}
+		return nil
+	})
+	return entries, err
+}
+
+func addrPort(ip net.IP, port uint16) netip.AddrPort {
+	a, _ := netip.AddrFromSlice(ip)
+	return netip.AddrPortFrom(a.Unmap(), port)
+}
+
+// fresh gives the entries of now that were not there before.
+func fresh(before, now []entry) []entry {
+	known := map[entry]bool{}
+	for _, e := range before {
+		known[e] = true
+	}
+	var out []entry
+	for _, e := range now {
+		if !known[e] {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// maxHops bounds a path in case a proxy calls itself.
+const maxHops = 8
+
+// hops follows a flow from the client's address through the connections it led to in the pod.
+func (l *Lab) hops(r *Result, client netip.AddrPort, entries []entry) []string {
+	hops := []string{string(r.Flow.From)}
+	if client.Addr().IsValid() {
+		hops[0] += " " + client.Addr().String()
+	}
+	switch r.Flow.From {
+	case Guest:
+		hops = append(hops, Bridge)
+	case Peer, Node:
+		hops = append(hops, PodLink)
+	}
+	is := func(e entry) bool { return e.dst == r.Flow.To && (e.src == client || !client.IsValid()) }
+	for range maxHops {
+		i := indexLast(entries, is)
+		if i < 0 {
+			break
+		}
+		e := entries[i]
+		entries = append(entries[:i:i], entries[i+1:]...)
+		name := l.ports[e.real.Port()]
+		switch {
+		case e.real.Addr() == GuestIP4 || e.real.Addr() == GuestIP6:
+			if r.Flow.From != Guest || len(hops) > 2 {
+				hops = append(hops, Bridge)
+			}
+			return append(hops, arrival("guest", e, r.GuestSaw))
+		case !inPod(e.real.Addr()):
+			hops = append(hops, PodLink)
+			return append(hops, arrival("peer", e, r.PeerSaw))
+		case name == "":
+			return append(hops, fmt.Sprintf("pod %s", e.real))
+		}
+		hop := fmt.Sprintf("%s :%d", name, e.real.Port())
+		if e.real != e.dst {
+			hop += fmt.Sprintf(" (orig %s)", e.dst)
+		}
+		hops = append(hops, hop)
+		if i := slices.IndexFunc(r.Sidecar, func(s sidecar.Event) bool { return s.Peer == e.src && s.Local.IsValid() }); i >= 0 {
+			is = func(next entry) bool { return next.src == r.Sidecar[i].Local }
+			continue
+		}
+		// Another process tells nothing: it goes on to the same destination, or to the guest in its place.
+		is = func(next entry) bool {
+			return next.proto == e.proto && next.dst.Port() == e.dst.Port() &&
+				(next.dst == e.dst || next.dst.Addr() == GuestIP4 || next.dst.Addr() == GuestIP6)
+		}
+	}
+	switch {
+	case r.PeerSaw.IsValid():
+		hops = append(hops, fmt.Sprintf("peer (saw %s)", r.PeerSaw.Addr()))
+	case r.GuestSaw.IsValid():
+		hops = append(hops, fmt.Sprintf("guest (saw %s)", r.GuestSaw.Addr()))
+	}
+	return hops
+}
+
+// arrival is the last hop. Without a report of the server, the kernel's of what was sent must do.
+func arrival(host string, e entry, saw netip.AddrPort) string {
+	if !saw.IsValid() {
+		return fmt.Sprintf("%s %s (sent from %s)", host, e.real.Addr(), e.presented.Addr())
+	}
+	return fmt.Sprintf("%s (saw %s)", host, saw.Addr())
+}
+
+func indexLast(entries []entry, is func(entry) bool) int {
+	for i := len(entries) - 1; i >= 0; i-- {
+		if is(entries[i]) {
+			return i
+		}
+	}
+	return -1
+}
+
+// inPod reports whether a is an address of the pod itself, not of the guest.
+func inPod(a netip.Addr) bool {
+	return a.IsLoopback() || a == PodIP4 || a == PodIP6 || a == BridgeIP4 || a == BridgeIP6
+}

@@ -1,0 +1,237 @@
+package netlab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/agent"
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/container"
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/istio"
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/kubelet"
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/kubevirt"
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/sidecar"
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/vm"
+)
+
+// Backend is what loads Istio's rules into the kernel.
+type Backend string
+
+// The backends of iptables. Istio's native nftables need neither.
+const (
+	NFT    Backend = "nft" // iptables over nf_tables, the default
+	Legacy Backend = "legacy"
+)
+
+// IstioInit is what an istio-init container of some version of Istio does when it is run with these
+// arguments and environment variables. It gives the rules it wrote, which are empty if a real
+// program wrote them.
+func (l *Lab) IstioInit(ctx context.Context, version string, backend Backend, args []string, env map[string]string) (istio.Rules, error) {
+	if l.IstioIptables != "" {
+		return istio.Rules{}, l.realIstioInit(ctx, args, env)
+	}
+	r, err := istio.Derive(version, args, env)
+	if err != nil {
+		return r, err
+	}
+	if backend == "" {
+		backend = NFT
+	}
+	if r.NFT != "" {
+		if _, err := l.RunInPod(ctx, r.NFT, "nft", "-f", "-"); err != nil {
+			return r, err
+		}
+	}
+	for prefix, rules := range map[string]string{"iptables": r.IPv4, "ip6tables": r.IPv6} {
+		if rules == "" {
+			continue
+		}
+		if _, err := l.RunInPod(ctx, rules, prefix+"-"+string(backend)+"-restore", "--noflush"); err != nil {
+			return r, err
+		}
+	}
+	if !r.DualStack || r.Empty() {
+		return r, nil
+	}
+	// Envoy's source towards the application; 127.0.0.6 needs no address.
+	return r, l.pod.Do(func() error { return configure("lo", []string{"::6/128"}, nil) })
+}
+
+// IstioInitContainer is IstioInit for the container of an admitted pod: the version is its image's tag.
+func (l *Lab) IstioInitContainer(ctx context.Context, backend Backend, c corev1.Container) (istio.Rules, error) {
+	_, tag, ok := strings.Cut(c.Image[strings.LastIndexByte(c.Image, '/')+1:], ":")
+	if !ok {
+		return istio.Rules{}, fmt.Errorf("image %q has no tag that tells the version of Istio", c.Image)
+	}
+	env := map[string]string{}
+	for _, e := range c.Env {
+		env[e.Name] = e.Value
+	}
+	return l.IstioInit(ctx, tag, backend, append(c.Command[min(1, len(c.Command)):len(c.Command):len(c.Command)], c.Args...), env)
+}
+
+func (l *Lab) realIstioInit(ctx context.Context, args []string, env map[string]string) error {
+	isSub := len(args) > 0 && args[0] == "istio-iptables"
+	isAgent := strings.HasPrefix(filepath.Base(l.IstioIptables), "pilot-agent")
+	switch {
+	case isSub && !isAgent:
+		args = args[1:]
+	case !isSub && isAgent:
+		args = append([]string{"istio-iptables"}, args...)
+	}
+	s := container.Spec{Args: append([]string{l.IstioIptables}, args...), Dir: "/", HostRoot: true, Privileged: true, ResolvConf: l.ResolvConf()}
+	s.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	for k, v := range env {
+		s.Env = append(s.Env, k+"="+v)
+	}
+	p, err := container.Start(s, container.Image{}, l.program, l.pod.Start)
+	if err != nil {
+		return err
+	}
+	l.containers = append(l.containers, p)
+	return p.Wait(ctx)
+}
+
+// Start starts a container of the pod as its specification says. Close ends it.
+func (l *Lab) Start(c corev1.Container) (*container.Process, error) {
+	s, err := kubelet.Resolve(c, kubelet.Config{Pod: l.Options.Pod, PodIPs: l.PodIPs(), ResolvConf: l.ResolvConf(), Image: l.Image})
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", c.Name, err)
+	}
+	p, err := container.Start(s, l.Image, l.program, l.pod.Start)
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", c.Name, err)
+	}
+	l.containers = append(l.containers, p)
+	for _, port := range c.Ports {
+		l.ports[uint16(port.ContainerPort)] = c.Name
+	}
+	return p, nil
+}
+
+// RunInit runs an init container to its end. An end other than with code 0 is an error that has
+// the container's output.
+func (l *Lab) RunInit(ctx context.Context, c corev1.Container) error {
+	p, err := l.Start(c)
+	if err != nil {
+		return err
+	}
+	if err := p.Wait(ctx); err != nil {
+		p.Kill()
+		return fmt.Errorf("init container %s: %w", c.Name, err)
+	}
+	return nil
+}
+
+// NamePort tells what listens on a port of the pod, for the hops in results.
+func (l *Lab) NamePort(port uint16, name string) { l.ports[port] = name }
+
+// StartSidecar starts the proxy's stand-in, and returns when it listens. Which families and whether
+// DNS, an Envoy and its agent decide by the same settings as istio-init.
+func (l *Lab) StartSidecar(ctx context.Context, cfg sidecar.Config) error {
+	if l.log != nil {
+		return errors.New("the sidecar runs already")
+	}
+	conn, err := l.start(l.pod, sidecar.UID, "sidecar", fmt.Sprintf("-ipv6=%t", cfg.IPv6), fmt.Sprintf("-dns=%t", cfg.DNS))
+	if err != nil {
+		return err
+	}
+	l.log = sidecar.NewLog(conn, conn)
+	for _, port := range []uint16{sidecar.Admin, sidecar.Outbound, sidecar.Inbound, sidecar.HBONE, sidecar.Agent, sidecar.Health, sidecar.DNSPort, sidecar.Prometheus} {
+		l.ports[port] = "sidecar"
+	}
+	_, err = l.log.Events(ctx)
+	return err
+}
+
+// KubeVirt does what virt-handler does for the masquerade binding before the guest starts: the
+// bridge, the sysctls, and the rules of a recording (see kubevirt.Rules).
+func (l *Lab) KubeVirt(ctx context.Context, recording string) error {
+	rules, err := kubevirt.Rules(recording)
+	if err != nil {
+		return err
+	}
+	if err := l.pod.Do(l.addBridge); err != nil {
+		return fmt.Errorf("add bridge %s: %w", Bridge, err)
+	}
+	for _, s := range [][2]string{{"ipv4/ip_forward", "1"}, {"ipv6/conf/all/forwarding", "1"}, {"ipv4/conf/" + Bridge + "/route_localnet", "1"}} {
+		if err := l.pod.Sysctl(s[0], s[1]); err != nil {
+			return err
+		}
+	}
+	_, err = l.RunInPod(ctx, rules, "nft", "-f", "-")
+	return err
+}
+
+func (l *Lab) addBridge() error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = Bridge
+	mac, err := net.ParseMAC(bridgeMAC)
+	if err != nil {
+		return err
+	}
+	attrs.HardwareAddr = mac
+	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+		return err
+	}
+	addrs := []string{BridgeIP4.String() + "/24"}
+	if l.DualStack {
+		addrs = append(addrs, BridgeIP6.String()+"/120")
+	}
+	return configure(Bridge, addrs, nil)
+}
+
+// StartGuest connects the guest to the bridge and starts its servers.
+func (l *Lab) StartGuest(ctx context.Context) error {
+	cfg := agent.Configure{Link: vm.Link, Addrs: []netip.Prefix{netip.PrefixFrom(GuestIP4, 24)}, Gateways: []netip.Addr{BridgeIP4}}
+	udp := []netip.Addr{GuestIP4}
+	if l.DualStack {
+		cfg.Addrs = append(cfg.Addrs, netip.PrefixFrom(GuestIP6, 120))
+		cfg.Gateways = append(cfg.Gateways, BridgeIP6)
+		udp = append(udp, GuestIP6)
+	}
+	if err := l.connectGuest(); err != nil {
+		return fmt.Errorf("connect the guest: %w", err)
+	}
+	if err := l.Guest.Configure(ctx, cfg); err != nil {
+		return fmt.Errorf("configure the guest: %w", err)
+	}
+	var servers []agent.Listen
+	for port, kind := range map[uint16]string{HTTPPort: agent.Echo, AppPort: agent.Echo, ExcludedPort: agent.Echo, SSHPort: agent.Banner} {
+		servers = append(servers, agent.Listen{Network: "tcp", Addr: netip.AddrPortFrom(netip.IPv6Unspecified(), port), Kind: kind})
+	}
+	for _, a := range udp {
+		servers = append(servers, agent.Listen{Network: "udp", Addr: netip.AddrPortFrom(a, UDPPort), Kind: agent.Echo})
+	}
+	return l.Guest.Listen(ctx, servers...)
+}
+
+func (l *Lab) connectGuest() error {
+	if l.VM != nil {
+		if err := l.VM.Attach(l.pod, Bridge); err != nil {
+			return err
+		}
+		l.attached = true
+		l.Guest = l.VM.Client
+		return nil
+	}
+	var err error
+	if l.guest, err = l.namespace("guest"); err != nil {
+		return err
+	}
+	if err := veth(l.pod, Tap, l.guest, vm.Link); err != nil {
+		return err
+	}
+	if err := l.pod.Do(func() error { return vm.Plug(Tap, Bridge) }); err != nil {
+		return err
+	}
+	l.Guest, err = l.agent(l.guest, 0)
+	return err
+}

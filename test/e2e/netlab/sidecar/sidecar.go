@@ -1,0 +1,356 @@
+// Package sidecar stands in for a mesh's proxy, Envoy with Istio's agent: the same ports, the same
+// way of dialling, and a record of every connection that passed. It has no policy and no TLS.
+package sidecar
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/agent"
+)
+
+// User and group of Istio's proxy container.
+const (
+	UID = 1337
+	GID = 1337
+)
+
+// Istio's ports.
+const (
+	Admin      = 15000 // Envoy's, on the loopback address
+	Outbound   = 15001
+	Inbound    = 15006
+	HBONE      = 15008
+	Agent      = 15020
+	Health     = 15021
+	DNSPort    = 15053 // on the loopback address
+	Prometheus = 15090
+)
+
+// DNSAnswer is the address that the stand-in gives for every name, so that a captured query shows.
+var DNSAnswer = netip.MustParseAddr("192.0.2.153")
+
+// Direction tells which of the sidecar's listeners took a connection.
+type Direction string
+
+// The directions. Outbound and inbound connections are passed on, the others end in the sidecar.
+const (
+	Out     Direction = "outbound"
+	In      Direction = "inbound"
+	DNS     Direction = "dns"
+	Serving Direction = "serving" // health, metrics, admin, HBONE
+)
+
+// Event is a connection, or for DNS a query, that the sidecar took.
+type Event struct {
+	Order     int            `json:"order"` // from 1, in which connections were taken
+	Direction Direction      `json:"direction"`
+	Port      uint16         `json:"port"`              // the listener's
+	Peer      netip.AddrPort `json:"peer"`              // who connected
+	Original  netip.AddrPort `json:"original,omitzero"` // the destination before redirection
+	Local     netip.AddrPort `json:"local,omitzero"`    // the sidecar's end of the connection onwards
+	Err       string         `json:"err,omitempty"`     // why it was not passed on
+	Synced    int            `json:"synced,omitempty"`  // no connection, but the answer to a line read
+}
+
+// dialTimeout bounds how long the sidecar tries to reach a destination.
+const dialTimeout = 2 * time.Second
+
+// Config chooses the shape of the stand-in.
+type Config struct {
+	// IPv6 makes it listen on IPv6 too, as Envoy does in a dual-stack mesh and in no other.
+	IPv6 bool
+	// DNS makes it serve DNS on port 15053, as Istio's agent does with DNS capture.
+	DNS bool
+}
+
+type server struct {
+	mu    sync.Mutex
+	taken int
+	log   *json.Encoder
+}
+
+// take tells of a connection that was just taken. More may be told of it later.
+func (s *server) take(d Direction, port uint16, peer, original netip.AddrPort) Event {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.taken++
+	e := Event{Order: s.taken, Direction: d, Port: port, Peer: peer, Original: original}
+	s.log.Encode(e)
+	return e
+}
+
+// Run serves until in ends. It writes events to out as JSON lines, and answers each line of in, a
+// number, with an event that has it in Synced: all events before have been written by then.
+func Run(cfg Config, in io.Reader, out io.Writer) error {
+	s := &server{log: json.NewEncoder(out)}
+	any, loopback := []string{"0.0.0.0"}, []string{"127.0.0.1"}
+	if cfg.IPv6 {
+		any, loopback = append(any, "::"), append(loopback, "::1")
+	}
+	for _, l := range []struct {
+		port   uint16
+		on     []string
+		handle func(uint16, *net.TCPConn)
+	}{
+		{Outbound, any, s.outbound},
+		{Inbound, any, s.inbound},
+		{HBONE, any, s.serve},
+		{Agent, any, s.serve},
+		{Health, any, s.serve},
+		{Prometheus, any, s.serve},
+		{Admin, loopback, s.serve},
+	} {
+		for _, addr := range l.on {
+			ln, err := listen(addr, l.port)
+			if err != nil {
+				return err
+			}
+			go agent.Accept(ln, func(c *net.TCPConn) { l.handle(l.port, c) })
+		}
+	}
+	if cfg.DNS {
+		for _, addr := range loopback {
+			if err := s.serveDNS(addr); err != nil {
+				return err
+			}
+		}
+	}
+	for r := bufio.NewScanner(in); r.Scan(); {
+		var n int
+		if _, err := fmt.Sscan(r.Text(), &n); err != nil {
+			return fmt.Errorf("read a number to answer: %w", err)
+		}
+		s.event(Event{Synced: n})
+	}
+	return nil
+}
+
+// listen keeps the families apart: with one socket for both an IPv4 peer's original destination
+// would have to be asked of an IPv6 socket.
+func listen(addr string, port uint16) (net.Listener, error) {
+	network := "tcp4"
+	if strings.Contains(addr, ":") {
+		network = "tcp6"
+	}
+	return net.Listen(network, net.JoinHostPort(addr, fmt.Sprint(port)))
+}
+
+func (s *server) event(e Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.log.Encode(e)
+}
+
+// outbound passes a connection on to its original destination, as an Envoy does that has no other
+// route for it (PassthroughCluster).
+func (s *server) outbound(port uint16, c *net.TCPConn) {
+	s.pass(Out, port, c, nil)
+}
+
+// inbound passes a connection on to the pod's own address from Envoy's marked source (Istio's
+// InboundPassthroughCluster and inbound clusters), which the redirection lets through.
+func (s *server) inbound(port uint16, c *net.TCPConn) {
+	from := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 6)}
+	if remote(c).Addr().Is6() {
+		from = &net.TCPAddr{IP: net.ParseIP("::6")}
+	}
+	s.pass(In, port, c, from)
+}
+
+func (s *server) pass(d Direction, port uint16, c *net.TCPConn, from *net.TCPAddr) {
+	original, err := originalDestination(c)
+	e := s.take(d, port, remote(c), original)
+	var up *net.TCPConn
+	switch {
+	case err != nil:
+		err = fmt.Errorf("original destination: %w", err)
+	case original == local(c):
+		err = errors.New("was not redirected but dialled directly")
+	default:
+		up, err = dial(original, from)
+	}
+	if err != nil {
+		e.Err = err.Error()
+		s.event(e)
+		return
+	}
+	defer up.Close()
+	e.Local = local(up)
+	s.event(e)
+	done := make(chan struct{})
+	go func() {
+		copyHalf(up, c)
+		close(done)
+	}()
+	copyHalf(c, up)
+	<-done
+}
+
+func dial(to netip.AddrPort, from *net.TCPAddr) (*net.TCPConn, error) {
+	d := net.Dialer{Timeout: dialTimeout}
+	if from != nil {
+		d.LocalAddr = from
+	}
+	c, err := d.Dial("tcp", to.String())
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}
+
+// copyHalf copies one direction to its end. After an error rather than an end there is no use for
+// the other direction.
+func copyHalf(dst, src *net.TCPConn) {
+	if _, err := io.Copy(dst, src); err != nil {
+		dst.Close()
+		src.Close()
+		return
+	}
+	dst.CloseWrite()
+}
+
+// serve answers any HTTP request on the ports on which the proxy itself is the server.
+func (s *server) serve(port uint16, c *net.TCPConn) {
+	s.take(Serving, port, remote(c), local(c))
+	c.SetDeadline(time.Now().Add(dialTimeout))
+	if _, err := http.ReadRequest(bufio.NewReader(c)); err != nil {
+		return
+	}
+	fmt.Fprint(c, "HTTP/1.1 200 OK\r\nServer: envoy\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+}
+
+func (s *server) serveDNS(addr string) error {
+	at := net.JoinHostPort(addr, fmt.Sprint(DNSPort))
+	asked := func(peer netip.AddrPort) { s.take(DNS, DNSPort, peer, netip.AddrPort{}) }
+	pc, err := net.ListenPacket("udp", at)
+	if err != nil {
+		return err
+	}
+	ln, err := net.Listen("tcp", at)
+	if err != nil {
+		return err
+	}
+	go agent.ServeDNS(pc, DNSAnswer, asked)
+	go agent.ServeDNSListener(ln, DNSAnswer, asked)
+	return nil
+}
+
+func remote(c *net.TCPConn) netip.AddrPort { return unmap(c.RemoteAddr()) }
+func local(c *net.TCPConn) netip.AddrPort  { return unmap(c.LocalAddr()) }
+
+func unmap(a net.Addr) netip.AddrPort {
+	ap := a.(*net.TCPAddr).AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+// soOriginalDst is SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST (linux/netfilter_ipv4.h, _ipv6/ip6_tables.h).
+const soOriginalDst = 80
+
+// originalDestination asks connection tracking where c was going before it was redirected.
+func originalDestination(c *net.TCPConn) (netip.AddrPort, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	var ap netip.AddrPort
+	control := func(fd uintptr) {
+		if remote(c).Addr().Is4() {
+			// The kernel's struct sockaddr_in is as long as IPv6Mreq's first part: family, port, address.
+			var m *unix.IPv6Mreq
+			if m, err = unix.GetsockoptIPv6Mreq(int(fd), unix.SOL_IP, soOriginalDst); err == nil {
+				b := m.Multiaddr
+				ap = netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[4:8])), uint16(b[2])<<8|uint16(b[3]))
+			}
+			return
+		}
+		// Likewise IPv6MTUInfo begins with a struct sockaddr_in6.
+		var m *unix.IPv6MTUInfo
+		if m, err = unix.GetsockoptIPv6MTUInfo(int(fd), syscall.SOL_IPV6, soOriginalDst); err == nil {
+			ap = netip.AddrPortFrom(netip.AddrFrom16(m.Addr.Addr), m.Addr.Port<<8|m.Addr.Port>>8)
+		}
+	}
+	if cerr := raw.Control(control); cerr != nil {
+		return ap, cerr
+	}
+	return ap, err
+}
+
+// Log collects the events of a running sidecar.
+type Log struct {
+	in     io.Writer
+	mu     sync.Mutex
+	events []Event
+	synced int
+	ended  error
+	change chan struct{} // closed and replaced when the fields above change
+}
+
+// NewLog reads events from a sidecar's output; in is its input.
+func NewLog(in io.Writer, out io.Reader) *Log {
+	l := &Log{in: in, change: make(chan struct{})}
+	go l.read(out)
+	return l
+}
+
+func (l *Log) read(out io.Reader) {
+	for d := json.NewDecoder(out); ; {
+		var e Event
+		err := d.Decode(&e)
+		l.mu.Lock()
+		switch {
+		case err != nil:
+			l.ended = fmt.Errorf("the sidecar ended: %w", err)
+		case e.Synced != 0:
+			l.synced = e.Synced
+		case e.Order <= len(l.events): // more is told of a connection
+			l.events[e.Order-1] = e
+		default:
+			l.events = append(l.events, e)
+		}
+		close(l.change)
+		l.change = make(chan struct{})
+		l.mu.Unlock()
+		if err != nil {
+			return
+		}
+	}
+}
+
+// Events gives all events until now. The first call waits until the sidecar listens. Calls must not
+// overlap.
+func (l *Log) Events(ctx context.Context) ([]Event, error) {
+	l.mu.Lock()
+	want := l.synced + 1
+	l.mu.Unlock()
+	if _, err := fmt.Fprintln(l.in, want); err != nil {
+		return nil, fmt.Errorf("ask the sidecar for its events: %w", err)
+	}
+	for {
+		l.mu.Lock()
+		synced, ended, change, events := l.synced, l.ended, l.change, slices.Clone(l.events)
+		l.mu.Unlock()
+		if ended != nil || synced == want {
+			return events, ended
+		}
+		select {
+		case <-change:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("ask the sidecar for its events: %w", ctx.Err())
+		}
+	}
+}
