@@ -214,7 +214,7 @@ func (c *Cluster) Reviews(ctx context.Context, webhook string) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("read metrics of the API server: %w", err)
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }()
 	sum := 0.0
 	lines := bufio.NewScanner(stream)
 	for lines.Scan() {
@@ -252,7 +252,7 @@ func (c *Cluster) awaitReview(ctx context.Context, webhook, namespace string, po
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the API server does not call webhook %s: %w (a pod for it: %v)", webhook, ctx.Err(), admitErr)
+			return fmt.Errorf("the API server does not call webhook %s: %w", webhook, errors.Join(ctx.Err(), admitErr))
 		case <-time.After(poll):
 		}
 	}

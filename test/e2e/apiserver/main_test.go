@@ -49,7 +49,7 @@ func run(m *testing.M) (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	if cluster, err = Start(dir); err != nil {
 		return 0, err
 	}

@@ -146,10 +146,10 @@ func (w *Webhook) Start(ctx context.Context) error {
 			return nil
 		}
 		select {
-		case err := <-exited:
+		case <-exited:
 			w.process = nil
 			log, _ := os.ReadFile(logs.Name())
-			return fmt.Errorf("the webhook ended at start: %v\n%s", err, log)
+			return fmt.Errorf("the webhook ended at start: %s\n%s", process.ProcessState, log)
 		case <-ctx.Done():
 			return errors.Join(ctx.Err(), w.StopProcess())
 		case <-time.After(poll):
@@ -170,7 +170,7 @@ func get(ctx context.Context, url string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer response.Body.Close()
+	defer func() { _ = response.Body.Close() }()
 	if response.StatusCode != http.StatusOK {
 		return "", fmt.Errorf("get %s: %s", url, response.Status)
 	}
@@ -196,8 +196,7 @@ func (w *Webhook) StopProcess() error {
 		}
 		return nil
 	case <-time.After(patience):
-		_ = process.Kill()
-		<-w.exited
+		_, _ = process.Kill(), <-w.exited
 		return fmt.Errorf("the webhook did not end within %s of SIGTERM", patience)
 	}
 }
@@ -221,7 +220,7 @@ func freeAddresses() (a, b, c string, err error) {
 			return "", "", "", err
 		}
 		// Open until all are chosen, so that they differ.
-		defer l.Close()
+		defer func() { _ = l.Close() }()
 		free[i] = l.Addr().String()
 	}
 	return free[0], free[1], free[2], nil
