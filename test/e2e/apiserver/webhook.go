@@ -146,10 +146,10 @@ func (w *Webhook) Start(ctx context.Context) error {
 			return nil
 		}
 		select {
-		case <-exited:
+		case end := <-exited:
 			w.process = nil
 			log, _ := os.ReadFile(logs.Name())
-			return fmt.Errorf("the webhook ended at start: %s\n%s", process.ProcessState, log)
+			return errors.Join(fmt.Errorf("the webhook ended at start, saying %q", log), end)
 		case <-ctx.Done():
 			return errors.Join(ctx.Err(), w.StopProcess())
 		case <-time.After(poll):
