@@ -75,14 +75,14 @@ func read(r *http.Request) (*Request, int, error) {
 		return nil, http.StatusUnsupportedMediaType, fmt.Errorf("Content-Type is %q, want application/json", r.Header.Get("Content-Type"))
 	}
 	if r.ContentLength > maxReview {
-		return nil, http.StatusRequestEntityTooLarge, tooLarge
+		return nil, http.StatusRequestEntityTooLarge, errTooLarge
 	}
 	body, err := readBody(r)
 	if err != nil {
 		return nil, http.StatusBadRequest, fmt.Errorf("read the review: %w", err)
 	}
 	if len(body) > maxReview {
-		return nil, http.StatusRequestEntityTooLarge, tooLarge
+		return nil, http.StatusRequestEntityTooLarge, errTooLarge
 	}
 	var in review
 	if err := json.Unmarshal(body, &in); err != nil {
@@ -99,7 +99,7 @@ func read(r *http.Request) (*Request, int, error) {
 	return in.Request, 0, nil
 }
 
-var tooLarge = fmt.Errorf("the review has more than %d bytes", maxReview)
+var errTooLarge = fmt.Errorf("the review has more than %d bytes", maxReview)
 
 // readBody reads at once what Content-Length promises, which the API server gives.
 func readBody(r *http.Request) ([]byte, error) {

@@ -180,7 +180,7 @@ func (l *loop) handle(ev *unix.EpollEvent) {
 func (l *loop) post(ctx context.Context, f func()) {
 	select {
 	case l.calls <- f:
-		l.wake.Write([]byte{7: 1}) // any number but zero, in either byte order; fails only if closed
+		_, _ = l.wake.Write([]byte{7: 1}) // any number but zero, in either byte order; fails only if closed
 	case <-l.ended:
 	case <-ctx.Done():
 	}
@@ -189,7 +189,7 @@ func (l *loop) post(ctx context.Context, f func()) {
 // called runs what was posted.
 func (l *loop) called() {
 	var count [8]byte
-	unix.Read(l.wakeFD, count[:]) // resets it; there is nothing to be done about an error
+	_, _ = unix.Read(l.wakeFD, count[:]) // resets it; there is nothing to be done about an error
 	for {
 		select {
 		case f := <-l.calls:

@@ -171,7 +171,7 @@ func (l *loop) splice(e *end) (more bool, err error) {
 func (l *loop) connected(f *flow) {
 	f.dialling = false
 	if l.proxy.cfg.DialTimeout > 0 {
-		sockopt.UserTimeout(f.server.fd, 0) // it was meant for the handshake
+		_ = sockopt.UserTimeout(f.server.fd, 0) // it was meant for the handshake
 	}
 }
 
