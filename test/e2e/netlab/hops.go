@@ -21,47 +21,37 @@ type entry struct {
 	presented netip.AddrPort // what the other end saw: the destination of replies
 }
 
+// tracked lists the entries that were not there at the last call.
 func (l *Lab) tracked(ipv6 bool) ([]entry, error) {
 	family := netlink.InetFamily(unix.AF_INET)
 	if ipv6 {
 		family = unix.AF_INET6
 	}
-	var entries []entry
+	var fresh []entry
 	err := l.pod.Do(func() error {
 		flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
 		if err != nil {
 			return fmt.Errorf("list tracked connections: %w", err)
 		}
 		for _, f := range flows {
-			entries = append(entries, entry{
+			e := entry{
 				f.Forward.Protocol,
 				addrPort(f.Forward.SrcIP, f.Forward.SrcPort), addrPort(f.Forward.DstIP, f.Forward.DstPort),
 				addrPort(f.Reverse.SrcIP, f.Reverse.SrcPort), addrPort(f.Reverse.DstIP, f.Reverse.DstPort),
-			})
+			}
+			if !l.known[e] {
+				fresh = append(fresh, e)
+			}
+			l.known[e] = true
 		}
 		return nil
 	})
-	return entries, err
+	return fresh, err
 }
 
 func addrPort(ip net.IP, port uint16) netip.AddrPort {
 	a, _ := netip.AddrFromSlice(ip)
 	return netip.AddrPortFrom(a.Unmap(), port)
-}
-
-// fresh gives the entries of now that were not there before.
-func fresh(before, now []entry) []entry {
-	known := map[entry]bool{}
-	for _, e := range before {
-		known[e] = true
-	}
-	var out []entry
-	for _, e := range now {
-		if !known[e] {
-			out = append(out, e)
-		}
-	}
-	return out
 }
 
 // maxHops bounds a path in case a proxy calls itself.
@@ -110,8 +100,10 @@ func (l *Lab) hops(r *Result, client netip.AddrPort, entries []entry) []string {
 			continue
 		}
 		// Another process tells nothing: it goes on to the same destination, or to the guest in its place.
+		// What the sidecar dialled is not its.
 		is = func(next entry) bool {
-			return next.proto == e.proto && next.dst.Port() == e.dst.Port() &&
+			return !slices.ContainsFunc(r.Sidecar, func(s sidecar.Event) bool { return s.Local == next.src }) &&
+				next.proto == e.proto && next.dst.Port() == e.dst.Port() &&
 				(next.dst == e.dst || next.dst.Addr() == GuestIP4 || next.dst.Addr() == GuestIP6)
 		}
 	}
