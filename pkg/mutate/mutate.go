@@ -30,6 +30,10 @@ type Config struct {
 type Facts struct {
 	// VMI is the VirtualMachineInstance that owns the pod; nil if it is not known.
 	VMI *VMI
+	// Unknown says why VMI is not known; empty if nobody asked. It becomes a warning.
+	Unknown string
+	// NamespaceLabels are those of the pod's namespace; nil if they are not known.
+	NamespaceLabels map[string]string
 }
 
 // Report says what Apply did and why.
