@@ -126,10 +126,6 @@ func (l *Lab) check(ctx context.Context, f Flow, r *Result) error {
 	if err != nil {
 		return err
 	}
-	tracked, err := l.tracked(f.IPv6())
-	if err != nil {
-		return err
-	}
 	local, failure := l.attempt(ctx, from, token, r)
 	// What can be told of the path is told of a failed attempt too.
 	after, err := l.events(ctx)
@@ -146,20 +142,21 @@ func (l *Lab) check(ctx context.Context, f Flow, r *Result) error {
 	if f.Network == "raw-udp" && failure == nil && !r.PeerSaw.IsValid() {
 		failure = errors.New("the peer saw nothing")
 	}
-	now, err := l.tracked(f.IPv6())
+	fresh, err := l.tracked(f.IPv6())
 	if err != nil {
 		return errors.Join(failure, err)
 	}
-	r.Hops = l.hops(r, local, fresh(tracked, now))
+	r.Hops = l.hops(r, local, fresh)
 	return failure
 }
 
 // attempt gives the client's address and why the attempt failed.
 func (l *Lab) attempt(ctx context.Context, from *agent.Client, token string, r *Result) (netip.AddrPort, error) {
 	f := r.Flow
+	timeout := l.timeout(f)
 	switch f.Network {
 	case "tcp", "udp":
-		d, err := from.Dial(ctx, agent.Dial{Network: f.Network, To: f.To, Kind: f.Kind, Token: token, Bytes: payload, Half: f.Half, Timeout: l.Timeout})
+		d, err := from.Dial(ctx, agent.Dial{Network: f.Network, To: f.To, Kind: f.Kind, Token: token, Bytes: payload, Half: f.Half, Timeout: timeout})
 		if err == nil && !d.OK {
 			err = errors.New(d.Err)
 		}
@@ -169,13 +166,13 @@ func (l *Lab) attempt(ctx context.Context, from *agent.Client, token string, r *
 		}
 		return d.Local, err
 	case "icmp":
-		ok, err := from.Ping(ctx, agent.Ping{To: f.To.Addr(), Timeout: l.Timeout})
+		ok, err := from.Ping(ctx, agent.Ping{To: f.To.Addr(), Timeout: timeout})
 		if err == nil && !ok {
 			err = errors.New("no answer")
 		}
 		return netip.AddrPort{}, err
 	case "dns-udp", "dns-tcp":
-		d, err := from.Resolve(ctx, agent.Resolve{Network: strings.TrimPrefix(f.Network, "dns-"), Server: f.To, Name: "app.default.svc.cluster.local", Timeout: l.Timeout})
+		d, err := from.Resolve(ctx, agent.Resolve{Network: strings.TrimPrefix(f.Network, "dns-"), Server: f.To, Name: "app.default.svc.cluster.local", Timeout: timeout})
 		if err == nil && d.Err != "" {
 			err = errors.New(d.Err)
 		}
@@ -188,11 +185,10 @@ func (l *Lab) attempt(ctx context.Context, from *agent.Client, token string, r *
 		return d.Local, err
 	case "raw-tcp", "raw-udp":
 		network := strings.TrimPrefix(f.Network, "raw-")
-		wait := min(l.Timeout, rawTimeout)
 		if network == "udp" {
-			wait = 0 // the answer would go to the spoofed source
+			timeout = 0 // the answer would go to the spoofed source
 		}
-		a, err := from.Raw(ctx, agent.Raw{Link: vm.Link, To: bridgeMAC, Network: network, Src: f.Src, Dst: f.To, Token: token, Timeout: wait})
+		a, err := from.Raw(ctx, agent.Raw{Link: vm.Link, To: bridgeMAC, Network: network, Src: f.Src, Dst: f.To, Token: token, Timeout: timeout})
 		r.Answer = a.Flags
 		if err == nil && network == "tcp" && a.Flags != "syn-ack" {
 			err = fmt.Errorf("no connection (answer %q)", a.Flags)
@@ -202,8 +198,12 @@ func (l *Lab) attempt(ctx context.Context, from *agent.Client, token string, r *
 	return netip.AddrPort{}, fmt.Errorf("no network %q", f.Network)
 }
 
-// rawTimeout is shorter than others: there is nothing to resolve, and no answer is the usual outcome.
-const rawTimeout = 700 * time.Millisecond
+func (l *Lab) timeout(f Flow) time.Duration {
+	if f.Timeout > 0 {
+		return min(f.Timeout, l.Timeout)
+	}
+	return l.Timeout
+}
 
 func (l *Lab) events(ctx context.Context) ([]sidecar.Event, error) {
 	if l.log == nil {
@@ -222,7 +222,7 @@ func (l *Lab) SidecarEvents(ctx context.Context) ([]sidecar.Event, error) {
 // whoSaw asks the servers. Of a raw datagram the client cannot know whether it has arrived yet: then
 // it asks for some time.
 func (l *Lab) whoSaw(ctx context.Context, token string, r *Result) error {
-	for end := time.Now().Add(rawTimeout); ; time.Sleep(probeInterval) {
+	for end := time.Now().Add(l.timeout(r.Flow)); ; time.Sleep(probeInterval) {
 		for _, server := range []struct {
 			client *agent.Client
 			saw    *netip.AddrPort

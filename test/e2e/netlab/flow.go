@@ -3,6 +3,7 @@ package netlab
 import (
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/agent"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/sidecar"
@@ -31,7 +32,12 @@ type Flow struct {
 	Kind    string         // for tcp: agent.Echo, agent.Banner or agent.HTTP
 	Half    bool           // for agent.Echo: the client ends its direction before the server answers
 	Src     netip.AddrPort // for raw-tcp and raw-udp
+	// Timeout bounds the attempt, if it is shorter than the lab's. Zero means the lab's.
+	Timeout time.Duration
 }
+
+// attackTimeout is short: that no answer comes is the good outcome, and nothing has to be resolved.
+const attackTimeout = 700 * time.Millisecond
 
 // IPv6 reports whether the flow needs a dual-stack pod.
 func (f Flow) IPv6() bool { return f.To.Addr().Is6() }
@@ -68,9 +74,9 @@ var Flows = []Flow{
 	{Name: "pod-self", From: Pod, Network: "tcp", To: at(PodIP4, HTTPPort), Kind: agent.Echo},
 	{Name: "hairpin", From: Guest, Network: "tcp", To: at(PodIP4, HTTPPort), Kind: agent.Echo},
 
-	{Name: "attack-loopback", From: Guest, Network: "raw-tcp", Src: at(GuestIP4, 40001), To: at(netip.MustParseAddr("127.0.0.1"), sidecar.Admin)},
-	{Name: "attack-gateway", From: Guest, Network: "tcp", To: at(BridgeIP4, sidecar.Health), Kind: agent.HTTP},
-	{Name: "attack-spoof", From: Guest, Network: "raw-udp", Src: at(netip.MustParseAddr("10.0.2.77"), 40002), To: at(PeerIP4, UDPPort)},
+	{Name: "attack-loopback", From: Guest, Network: "raw-tcp", Src: at(GuestIP4, 40001), To: at(netip.MustParseAddr("127.0.0.1"), sidecar.Admin), Timeout: attackTimeout},
+	{Name: "attack-gateway", From: Guest, Network: "tcp", To: at(BridgeIP4, sidecar.Health), Kind: agent.HTTP, Timeout: attackTimeout},
+	{Name: "attack-spoof", From: Guest, Network: "raw-udp", Src: at(netip.MustParseAddr("10.0.2.77"), 40002), To: at(PeerIP4, UDPPort), Timeout: attackTimeout},
 }
 
 func at(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }

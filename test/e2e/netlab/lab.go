@@ -104,6 +104,7 @@ type Lab struct {
 	ports                  map[uint16]string // names of processes in the pod
 	containers             []*container.Process
 	attached               bool
+	known                  map[entry]bool // tracked connections of earlier flows
 	checking               sync.Mutex
 	closers                []func()
 }
@@ -119,7 +120,7 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 	if o.IstioIptables == "" {
 		o.IstioIptables = os.Getenv("MESHVIRT_ISTIO_IPTABLES")
 	}
-	l := &Lab{Options: o, ports: map[uint16]string{}}
+	l := &Lab{Options: o, ports: map[uint16]string{}, known: map[entry]bool{}}
 	if err := l.build(ctx); err != nil {
 		l.Close()
 		return nil, err

@@ -2,6 +2,7 @@ package netlab
 
 import (
 	"context"
+	"flag"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/netns"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/sidecar"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/vm"
 )
@@ -21,9 +23,24 @@ var machine struct {
 	vm *vm.VM
 }
 
+// TestMain lets more tests run at a time than there are processors: they spend their time waiting for
+// what does not answer.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		panic(err)
+	}
+	code := m.Run()
+	if machine.vm != nil {
+		machine.vm.Close()
+	}
+	os.Exit(code)
+}
+
 // useVM gives the machine to a test until its end.
 func useVM(t *testing.T) *vm.VM {
 	t.Helper()
+	needRoot(t)
 	machine.Lock()
 	t.Cleanup(machine.Unlock)
 	if machine.vm == nil {
@@ -39,8 +56,17 @@ func useVM(t *testing.T) *vm.VM {
 	return machine.vm
 }
 
+// needRoot skips a test for other users, but not where all tests must run.
+func needRoot(t *testing.T) {
+	t.Helper()
+	if err := netns.Check(); err != nil && os.Getenv("CI") != "true" {
+		t.Skip(err)
+	}
+}
+
 func newLab(t *testing.T, o Options) *Lab {
 	t.Helper()
+	needRoot(t)
 	l, err := New(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
