@@ -22,21 +22,21 @@ type Process struct {
 	err  error // valid after done is closed
 }
 
-// Start starts a container. Helper is a program that calls Exec when it is run with the argument
+// Start starts a container. Starter is a program that calls Exec when it is run with the argument
 // "container"; start starts a command in the network namespace that the container is to be in.
-func Start(s Spec, image Image, helper *os.File, start func(*exec.Cmd) error) (*Process, error) {
+func Start(s Spec, image Image, starter *os.File, start func(*exec.Cmd) error) (*Process, error) {
 	spec, err := specAsFile(s)
 	if err != nil {
 		return nil, err
 	}
 	defer spec.Close()
 	p := &Process{done: make(chan struct{})}
-	// The helper may have no name any more; the child has it as a file descriptor.
+	// The starter may have no name any more; the child has it as a file descriptor.
 	files := []*os.File{spec}
 	for _, path := range s.Files {
 		files = append(files, image.Files[path])
 	}
-	files = append(files, helper)
+	files = append(files, starter)
 	p.cmd = &exec.Cmd{
 		Path:        fmt.Sprintf("/proc/self/fd/%d", specFile+len(files)-1),
 		Args:        []string{"labnode", "container"},
