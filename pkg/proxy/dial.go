@@ -53,7 +53,7 @@ func (l *loop) admit(dir direction, client int, peer unix.Sockaddr) {
 	}
 	server, err := dial(to, l.proxy.cfg.DialTimeout)
 	if err != nil {
-		l.dialFailed(dir, from, to, dialFailure(err), err)
+		l.dialFailed(dir, from, to, err)
 		discard(client)
 		return
 	}
@@ -101,47 +101,34 @@ func (l *loop) target(dir direction, client int, from netip.AddrPort) (netip.Add
 	}
 }
 
-func (l *loop) dialFailed(dir direction, from, to netip.AddrPort, reason string, err error) {
-	if reason == "" {
-		reason = dialOther
+// dialReasons are the errors of failed dials by the reason that metrics and log give, a closed set;
+// any other error is dialOther.
+var dialReasons = map[unix.Errno]string{
+	unix.ECONNREFUSED:  "refused",
+	unix.ETIMEDOUT:     "timeout",
+	unix.EHOSTUNREACH:  "unreachable",
+	unix.ENETUNREACH:   "unreachable",
+	unix.EHOSTDOWN:     "unreachable",
+	unix.ENETDOWN:      "unreachable",
+	unix.EACCES:        "denied", // by a packet filter or a route
+	unix.EPERM:         "denied",
+	unix.EADDRNOTAVAIL: "exhausted", // no port, descriptor or memory left for another socket
+	unix.EMFILE:        "exhausted",
+	unix.ENFILE:        "exhausted",
+	unix.ENOBUFS:       "exhausted",
+	unix.ENOMEM:        "exhausted",
+}
+
+const dialOther = "other"
+
+func (l *loop) dialFailed(dir direction, from, to netip.AddrPort, err error) {
+	reason := dialOther
+	var errno unix.Errno
+	if errors.As(err, &errno) && dialReasons[errno] != "" {
+		reason = dialReasons[errno]
 	}
 	l.proxy.metrics.of[dir].dialFailures[reason].Inc()
 	l.warn("dial failed", "direction", dir.String(), "client", from, "destination", to, "reason", reason, "error", err)
-}
-
-// The reasons of failed dials, a closed set.
-const (
-	dialRefused     = "refused"
-	dialTimeout     = "timeout"
-	dialUnreachable = "unreachable"
-	dialDenied      = "denied"    // by a packet filter or a routing rule
-	dialExhausted   = "exhausted" // no port, descriptor or memory left for another socket
-	dialOther       = "other"
-)
-
-var dialFailures = []string{dialRefused, dialTimeout, dialUnreachable, dialDenied, dialExhausted, dialOther}
-
-// dialFailure says why a dial failed. It is empty for what can only happen to a connection that
-// stood already.
-func dialFailure(err error) string {
-	var errno unix.Errno
-	errors.As(err, &errno)
-	switch errno {
-	case unix.ECONNRESET, unix.EPIPE:
-		return ""
-	case unix.ECONNREFUSED:
-		return dialRefused
-	case unix.ETIMEDOUT:
-		return dialTimeout
-	case unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EHOSTDOWN, unix.ENETDOWN, unix.ENONET:
-		return dialUnreachable
-	case unix.EACCES, unix.EPERM:
-		return dialDenied
-	case unix.EADDRNOTAVAIL, unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
-		return dialExhausted
-	default:
-		return dialOther
-	}
 }
 
 // dial starts a connection and does not wait for it. The socket is not bound: the mesh's redirection

@@ -36,12 +36,12 @@ func TestDialFailure(t *testing.T) {
 			port   uint16
 			within time.Duration
 		}{
-			{dialRefused, 1, 0},
-			{dialTimeout, 9, time.Second},
+			{"refused", 1, 0},
+			{"timeout", 9, time.Second},
 			// The first ICMP error finds the socket inside connect, and is ignored. The next counts.
-			{dialUnreachable, 10, 0},
+			{"unreachable", 10, 0},
 		} {
-			if p.dir == inbound && c.reason != dialRefused {
+			if p.dir == inbound && c.reason != "refused" {
 				continue // the blackhole is in the world
 			}
 			t.Run(p.name+" "+c.reason, func(t *testing.T) {
@@ -165,7 +165,7 @@ func TestRefusals(t *testing.T) {
 func TestRefusalIsWhatProtects(t *testing.T) {
 	secret := pod.listen(t, func(c *net.TCPConn) { io.WriteString(c, "secret") })
 	r := start(t, Config{})
-	r.policy.local = fixed{} // nothing is local
+	r.policy.bind = bindsTo() // nothing is local
 	c, err := guest.dial(netip.Addr{}, netip.AddrPortFrom(pod4, secret))
 	if err != nil {
 		t.Fatal(err)
@@ -173,6 +173,23 @@ func TestRefusalIsWhatProtects(t *testing.T) {
 	defer c.Close()
 	if got, err := io.ReadAll(c); string(got) != "secret" {
 		t.Errorf("read %q and %v, want the secret", got, err)
+	}
+}
+
+// A connection that conntrack does not know has no original destination.
+func TestUntracked(t *testing.T) {
+	r := start(t, Config{})
+	if err := pod.nft("table inet blind { chain out { type filter hook output priority -300; tcp dport 15201 notrack; tcp sport 15201 notrack\n}\n}"); err != nil {
+		t.Fatal(err)
+	}
+	for _, target := range []string{"127.0.0.1", "::1"} {
+		path{client: pod, target: netip.MustParseAddr(target)}.wantRefused(t, outPort)
+	}
+	if err := pod.nft("delete table inet blind"); err != nil {
+		t.Fatal(err)
+	}
+	if n := r.metric(`refused_total{direction="outbound",reason="untracked"}`); n != 2 {
+		t.Errorf("%d refusals counted, want 2", n)
 	}
 }
 

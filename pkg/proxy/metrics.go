@@ -69,8 +69,8 @@ func newMetrics(lag func() time.Duration) *metrics {
 		for _, r := range Reasons {
 			d.refused[r] = refused.WithLabelValues(dir, string(r))
 		}
-		d.dialFailures = map[string]prometheus.Counter{}
-		for _, r := range dialFailures {
+		d.dialFailures = map[string]prometheus.Counter{dialOther: failed.WithLabelValues(dir, dialOther)}
+		for _, r := range dialReasons {
 			d.dialFailures[r] = failed.WithLabelValues(dir, r)
 		}
 	}

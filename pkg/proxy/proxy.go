@@ -64,6 +64,7 @@ const (
 // Proxy is the relay. Make one with New.
 type Proxy struct {
 	cfg     Config
+	local   *localProbe
 	policy  policy
 	metrics *metrics
 	loops   []*loop
@@ -87,10 +88,10 @@ func New(cfg Config) (_ *Proxy, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Proxy{cfg: cfg, policy: policy{
+	p := &Proxy{cfg: cfg, local: local, policy: policy{
 		guest4: cfg.GuestIPv4, guest6: cfg.GuestIPv6,
-		own:   [...]uint16{cfg.OutboundPort, cfg.InboundPort, cfg.StatusPort},
-		local: local,
+		own:  [...]uint16{cfg.OutboundPort, cfg.InboundPort, cfg.StatusPort},
+		bind: local.bind,
 	}}
 	p.metrics = newMetrics(p.lag)
 	for range cfg.Loops {
@@ -129,17 +130,18 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.state.Store(serving)
 
 	var errs []error
+	drain := p.cfg.Drain
 	select {
 	case <-ctx.Done():
 	case err := <-ended:
-		errs = append(errs, err)
+		errs, drain = append(errs, err), 0
 	}
 	p.state.Store(draining)
 	started := time.Now()
 	for _, l := range p.loops {
 		l.post(context.Background(), l.drain)
 	}
-	deadline := time.AfterFunc(p.cfg.Drain, func() {
+	deadline := time.AfterFunc(drain, func() {
 		for _, l := range p.loops {
 			l.post(context.Background(), l.cut)
 		}
@@ -184,5 +186,5 @@ func (p *Proxy) close() {
 	for _, l := range p.loops {
 		l.close()
 	}
-	p.policy.local.close()
+	p.local.close()
 }

@@ -42,11 +42,8 @@ var Reasons = []Reason{
 type policy struct {
 	guest4, guest6 netip.Addr // invalid if the guest has none
 	own            [3]uint16
-	local          interface {
-		// bind returns nil if the address is local, EADDRNOTAVAIL if it is not.
-		bind(netip.Addr) error
-		close()
-	}
+	// bind returns nil if an address is local, EADDRNOTAVAIL if it is not.
+	bind func(netip.Addr) error
 }
 
 // outbound says why the guest may not connect to dst, or "".
@@ -65,7 +62,7 @@ func (p policy) outbound(dst netip.AddrPort) Reason {
 		return Broadcast
 	case a == p.guest4, a == p.guest6:
 		return Guest
-	case !errors.Is(p.local.bind(a), unix.EADDRNOTAVAIL): // local, or in doubt
+	case !errors.Is(p.bind(a), unix.EADDRNOTAVAIL): // local, or in doubt
 		return Local
 	}
 	return ""
@@ -82,7 +79,7 @@ func (p policy) inbound(dst netip.AddrPort) (netip.AddrPort, Reason) {
 	switch {
 	case slices.Contains(p.own[:], dst.Port()):
 		return dst, OwnPort
-	case p.local.bind(a) != nil: // not local, or in doubt
+	case p.bind(a) != nil: // not local, or in doubt
 		return dst, NotLocal
 	case !guest.IsValid():
 		return dst, NoGuest

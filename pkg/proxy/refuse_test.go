@@ -3,30 +3,27 @@ package proxy
 import (
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-// fixed stands in for the kernel: it knows these addresses as local.
-type fixed []string
-
-func (f fixed) bind(a netip.Addr) error {
-	for _, s := range f {
-		if netip.MustParseAddr(s) == a {
+// bindsTo stands in for the kernel: it knows these addresses as local.
+func bindsTo(local ...netip.Addr) func(netip.Addr) error {
+	return func(a netip.Addr) error {
+		if slices.Contains(local, a) {
 			return nil
 		}
+		return unix.EADDRNOTAVAIL
 	}
-	return unix.EADDRNOTAVAIL
 }
-
-func (fixed) close() {}
 
 func testPolicy() policy {
 	return policy{
 		guest4: guest4, guest6: guest6, own: [3]uint16{outPort, inPort, statPort},
-		local: fixed{"10.244.1.10", "10.0.2.1", "fd00:10:244:1::10", "fd10:0:2::1", "127.0.0.1", "::1"},
+		bind: bindsTo(pod4, gate4, pod6, gate6, netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()),
 	}
 }
 

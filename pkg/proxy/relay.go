@@ -191,8 +191,8 @@ func (l *loop) broken(e *end) {
 
 // fail ends a flow because of an error of one end, and lets the other see it as RST.
 func (l *loop) fail(f *flow, err error) {
-	if reason := dialFailure(err); f.dialling && reason != "" {
-		l.dialFailed(f.dir, f.from, f.to, reason, err)
+	if f.dialling && err != unix.ECONNRESET && err != unix.EPIPE { // those need a connection
+		l.dialFailed(f.dir, f.from, f.to, err)
 	} else {
 		l.proxy.metrics.of[f.dir].resets.Inc()
 	}
