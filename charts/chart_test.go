@@ -90,7 +90,7 @@ func TestRefusesValues(t *testing.T) {
 		"half a certificate":      {"webhook.certificateSecret=tls", "or both webhook.certificateSecret"},
 		"two certificates":        {valid + ",webhook.certificateSecret=tls", "leave them empty"},
 		"an encoded CA":           {"webhook.certificateSecret=tls,webhook.caBundle=LS0t", "at '/webhook/caBundle'"},
-		"an unknown mode":         {valid + ",defaultMode=teleport", "at '/defaultMode': value must be one of 'auto', 'native', 'rules', 'nat-proxy', 'off'"},
+		"an unknown mode":         {valid + ",defaultMode=teleport", "at '/defaultMode': value must be one of 'auto', 'native', 'rules', 'nat-proxy', 'process', 'off'"},
 		"a long timeout":          {valid + ",webhook.timeoutSeconds=31", "at '/webhook/timeoutSeconds': maximum: got 31, want 30"},
 		"a policy in lower":       {valid + ",webhook.failurePolicy=fail", "value must be one of 'Fail', 'Ignore'"},
 		"a short digest":          {valid + ",image.dataPlane.digest=sha256:12", "at '/image/dataPlane/digest'"},

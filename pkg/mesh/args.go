@@ -18,7 +18,11 @@ import (
 //
 // A flag that no known release has is never touched. Whether the next element is its value cannot be
 // known; if that does not begin with a dash, nothing is ever put between the two.
-type Args struct{ tokens []token }
+type Args struct {
+	tokens  []token
+	release release         // that obeys the list; unknown unless Within was told
+	env     map[Flag]string // what the container's environment says, of the lists of interfaces
+}
 
 // A token is what belongs together in an argument list.
 type token struct {
@@ -188,30 +192,85 @@ func (a *Args) RemoveFromList(f Flag, item string) {
 	}
 }
 
-// ExcludeInterface makes Istio leave the named interface alone: it goes from -k to the list of
-// --istio-exclude-interfaces. A new flag stands where -k was, in its long form, because -c is unknown to
-// Istio 1.11.
-func (a *Args) ExcludeInterface(name string) {
-	if k := a.last(FlagRerouteInterfaces); k >= 0 && a.last(FlagExcludeInterfaces) < 0 {
-		a.replace(k, 0, long(FlagExcludeInterfaces, name))
+// Within tells a where it stands: the image that obeys it, which may be too old for a flag, and the
+// environment, which a flag wins over. Without it the newest release and no environment are assumed.
+func (a Args) Within(in Input) Args {
+	a.release, a.env = releaseOf(in.Image), nil
+	if in.CNI { // the plug-in has the lists of interfaces from annotations alone
+		return a
 	}
-	a.AddToList(FlagExcludeInterfaces, name)
-	a.RemoveFromList(FlagRerouteInterfaces, name)
+	a.env = map[Flag]string{}
+	for _, f := range []Flag{FlagRerouteInterfaces, FlagExcludeInterfaces} {
+		a.env[f] = in.Env[f.variable()]
+	}
+	return a
+}
+
+// Knows reports whether the release has f, as far as it is known since when: an unknown flag ends the
+// program, and with it the pod. -k came with 1.1. The exclusion of interfaces is in the oldest release that was
+// looked at, 1.11; the shell scripts of the first ones do not have it.
+func (a Args) Knows(f Flag) bool {
+	switch f {
+	case FlagRerouteInterfaces:
+		return !a.release.before(1, 1)
+	case FlagExcludeInterfaces:
+		return !a.release.before(1, 11)
+	}
+	return true
+}
+
+// ExcludeInterface makes Istio leave the named interface alone: it goes from -k to the list of
+// --istio-exclude-interfaces, if the release knows that. A new flag stands where -k was, in its long form, because
+// -c is unknown to Istio 1.11. A list that the environment gives is taken into the flag that hides it.
+func (a *Args) ExcludeInterface(name string) {
+	a.enlist(FlagExcludeInterfaces, name, FlagRerouteInterfaces, func(v string) token { return long(FlagExcludeInterfaces, v) })
+	a.strike(FlagRerouteInterfaces, name)
 }
 
 // Reroute is the inverse of ExcludeInterface: the named interface goes from the list of
 // --istio-exclude-interfaces to -k. A new -k stands in two elements, as Istio's template writes it, where
 // the exclusion was.
 func (a *Args) Reroute(name string) {
-	if a.last(FlagRerouteInterfaces) < 0 {
-		at := a.last(FlagExcludeInterfaces)
+	a.enlist(FlagRerouteInterfaces, name, FlagExcludeInterfaces, func(v string) token { return known("-k", v) })
+	a.strike(FlagExcludeInterfaces, name)
+}
+
+// RerouteNothing takes -k out, and hides a list that the environment gives.
+func (a *Args) RerouteNothing() {
+	a.Remove(FlagRerouteInterfaces)
+	a.hide(FlagRerouteInterfaces)
+}
+
+// enlist puts name into f's list. A flag that is new stands where beside is.
+func (a *Args) enlist(f Flag, name string, beside Flag, make func(string) token) {
+	switch given := items(a.env[f]); {
+	case !a.Knows(f):
+	case a.last(f) >= 0:
+		a.AddToList(f, name)
+	case !slices.Contains(given, name):
+		at := a.last(beside)
 		if at < 0 {
 			at = a.end()
 		}
-		a.replace(at, 0, known("-k", name))
+		a.replace(at, 0, make(addItem(a.env[f], name)))
 	}
-	a.AddToList(FlagRerouteInterfaces, name)
-	a.RemoveFromList(FlagExcludeInterfaces, name)
+}
+
+// strike takes name out of f's list, also of one that the environment gives.
+func (a *Args) strike(f Flag, name string) {
+	if a.last(f) >= 0 {
+		a.RemoveFromList(f, name)
+		a.hide(f)
+	} else if left := removeItem(a.env[f], name); left != a.env[f] {
+		a.Set(f, left)
+	}
+}
+
+// hide gives f an empty list, if it has none and the environment would give one.
+func (a *Args) hide(f Flag) {
+	if a.last(f) < 0 && len(items(a.env[f])) > 0 {
+		a.Set(f, "")
+	}
 }
 
 // last is the index of the last token that sets f, or -1.

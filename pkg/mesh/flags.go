@@ -1,5 +1,7 @@
 package mesh
 
+import "strings"
+
 // Flag is the long name of a flag of istio-iptables.
 type Flag string
 
@@ -107,3 +109,6 @@ func (f Flag) String() string {
 	}
 	return "--" + string(f)
 }
+
+// variable is the environment variable that Istio derives from the name of f.
+func (f Flag) variable() string { return strings.ToUpper(strings.ReplaceAll(string(f), "-", "_")) }

@@ -73,7 +73,8 @@ var cniSettings = map[Flag]struct{ key, value string }{
 //
 // What the release (Input.Image) changes: before 1.22 ISTIO_DUAL_STACK is not believed (1.18 ignores
 // it, 1.22 obeys; between is not recorded, and whether the mesh serves IPv6 shows in the running pod)
-// and ENVOY_PORT is; before 1.13 port 22 is always excluded.
+// and ENVOY_PORT is; before 1.13 port 22 is always excluded. The shell scripts of the image proxy_init,
+// before 1.4, are in istio_script.go.
 //
 // Two leniencies: of several users in -u the first is taken; and an address without prefix length is
 // taken as a CIDR of that address, which newer releases of Istio skip over with a line in the log.
@@ -83,6 +84,7 @@ func ReadIstio(in Input) (Capture, error) {
 		return Capture{}, err
 	}
 	r := reader{Input: in, args: args, release: releaseOf(in.Image)}
+	r.script = scriptOf(in.Image, args)
 	c := Capture{
 		OutboundPort:         r.port(FlagOutboundPort),
 		InboundPort:          r.port(FlagInboundPort),
@@ -115,11 +117,12 @@ func ReadIstio(in Input) (Capture, error) {
 		c.DNS = &plan.DNS{Port: IstioDNSPort, All: r.bool(FlagCaptureAllDNS) || in.CNI}
 	}
 	c.OwnPorts = []uint16{c.TunnelPort, r.agentPort(), IstioHealthPort, IstioMetricsPort}
+	r.script.adapt(&c, args, r.release)
 	var always []uint16
 	if in.CNI {
 		always = []uint16{IstioAgentPort, IstioHealthPort, IstioMetricsPort}
 	}
-	if c.InboundAll && r.release.before(1, 13) {
+	if c.InboundAll && r.release.before(1, 13) && r.script != firstScript {
 		always = append(always, 22)
 	}
 	for _, p := range always {
@@ -138,6 +141,7 @@ type reader struct {
 	Input
 	args    Args
 	release release
+	script  script
 	errs    []error
 }
 
@@ -171,10 +175,13 @@ func (r *reader) find(f Flag) setting {
 			return setting{"environment variable " + name, v}
 		}
 	}
+	if v, ok := r.script.defaults(f); ok {
+		return setting{atDefault, v}
+	}
 	return setting{atDefault, flags[f].value}
 }
 
-// variables are those that set f, the winner first. Istio derives one from the flag's name.
+// variables are those that set f, the winner first.
 func (r *reader) variables(f Flag) []string {
 	var names []string
 	if env := flags[f].env; env != "" && !(f == FlagDualStack && r.release.before(1, 22)) {
@@ -182,7 +189,7 @@ func (r *reader) variables(f Flag) []string {
 	}
 	// Newer releases do not read ENVOY_PORT: a service called envoy gives every container such a variable.
 	if f != FlagOutboundPort || r.release.before(1, 22) {
-		names = append(names, strings.ToUpper(strings.ReplaceAll(string(f), "-", "_")))
+		names = append(names, f.variable())
 	}
 	return names
 }
@@ -285,29 +292,4 @@ func (r *reader) agentPort() uint16 {
 		r.fail(s, s.value, "a port, 0 to 65535")
 	}
 	return p
-}
-
-// A release is Istio's major and minor version; the zero value is an unknown one.
-type release struct{ major, minor int }
-
-// releaseOf reads an image's tag, such as docker.io/istio/proxyv2:1.22.8-distroless.
-func releaseOf(image string) release {
-	image, _, _ = strings.Cut(image, "@") // the digest
-	_, tag, _ := strings.Cut(image[strings.LastIndex(image, "/")+1:], ":")
-	major, rest, _ := strings.Cut(strings.TrimPrefix(tag, "v"), ".")
-	minor := rest
-	if i := strings.IndexFunc(rest, func(c rune) bool { return c < '0' || c > '9' }); i >= 0 {
-		minor = rest[:i]
-	}
-	a, errMajor := strconv.Atoi(major)
-	b, errMinor := strconv.Atoi(minor)
-	if errMajor != nil || errMinor != nil {
-		return release{}
-	}
-	return release{a, b}
-}
-
-// before reports whether r is known to be older than the given release.
-func (r release) before(major, minor int) bool {
-	return r != release{} && (r.major < major || r.major == major && r.minor < minor)
 }

@@ -38,10 +38,13 @@ const (
 	// NATProxy adds a relay in user space that dials from inside the pod, so that any mesh's
 	// redirection of the pod's own traffic catches it.
 	NATProxy Mode = "nat-proxy"
+	// Process is for a VM whose traffic already comes from a process of the pod (passt, slirp), which any
+	// mesh redirects: nothing is injected, settings that would disturb are removed. It never occurs in a Plan.
+	Process Mode = "process"
 )
 
 // Modes lists every mode a user may ask for, in the order in which documentation and errors name them.
-var Modes = []Mode{Auto, Native, Rules, NATProxy, Off}
+var Modes = []Mode{Auto, Native, Rules, NATProxy, Process, Off}
 
 // Plan is what the data plane of one pod has to do.
 type Plan struct {
