@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+
+	"github.com/meshvirt/meshvirt/tools"
 )
 
 // module is where the programs of the lab and of MeshVirt are.
@@ -27,6 +29,10 @@ func Build(ctx context.Context, pkg string) (*os.File, error) {
 	defer builds.Unlock()
 	if f := builds.byPackage[pkg]; f != nil {
 		return f, nil
+	}
+	// A test that runs the program depends on its source, which go test cannot see.
+	if err := tools.Uses(pkg, "pkg", "test/e2e/netlab"); err != nil {
+		return nil, err
 	}
 	dir, err := os.MkdirTemp("", "netlab")
 	if err != nil {
