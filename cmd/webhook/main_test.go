@@ -81,7 +81,10 @@ func TestRefusesFlags(t *testing.T) {
 		"-image-pull-policy Sometimes": `-image-pull-policy is "Sometimes", want Always`,
 		"-data-plane-image=":           "-data-plane-image is empty",
 		"-colour red":                  "not defined: -colour",
-		"-listen 127.0.0.1:1 -health-listen 127.0.0.1:99999": "-health-listen",
+		"-cert-dir x -listen 127.0.0.1:1 -health-listen 127.0.0.1:99999": "-health-listen",
+		"-namespace=":                "-namespace is empty, want a name, or -cert-dir",
+		"-namespace n -service=":     "-service is empty",
+		"-namespace n -cert-secret=": "-cert-secret is empty",
 	} {
 		err := run(t.Context(), strings.Fields(args), io.Discard)
 		if err == nil || !strings.Contains(err.Error(), want) {
