@@ -21,9 +21,6 @@ import (
 
 var update = flag.Bool("update", false, "write what is rendered to testdata/*/want.yaml")
 
-// valid are values that complete the defaults, which leave the certificate open.
-const valid = "certManager.enabled=true"
-
 // helm runs the subcommand on the chart. Installed by `go install`, helm takes itself for a client of
 // Kubernetes 1.20.
 func helm(t *testing.T, args ...string) (stdout, stderr string) {
@@ -50,7 +47,7 @@ func template(t *testing.T, release string, args ...string) (stdout, stderr stri
 }
 
 func TestLint(t *testing.T) {
-	if _, stderr := helm(t, "lint", "--strict", "meshvirt", "--set="+valid); stderr != "" {
+	if _, stderr := helm(t, "lint", "--strict", "meshvirt"); stderr != "" {
 		t.Error(stderr)
 	}
 }
@@ -86,17 +83,17 @@ func TestRender(t *testing.T) {
 
 func TestRefusesValues(t *testing.T) {
 	for name, c := range map[string]struct{ set, want string }{
-		"no certificate":          {"replicas=2", "set certManager.enabled=true, or both webhook.certificateSecret"},
-		"half a certificate":      {"webhook.certificateSecret=tls", "or both webhook.certificateSecret"},
-		"two certificates":        {valid + ",webhook.certificateSecret=tls", "leave them empty"},
+		"half a certificate":      {"webhook.certificateSecret=tls", "set both webhook.certificateSecret"},
+		"the other half":          {"webhook.caBundle=-----BEGIN CERTIFICATE-----", "set both webhook.certificateSecret"},
+		"two certificates":        {"certManager.enabled=true,webhook.certificateSecret=tls", "leave them empty"},
 		"an encoded CA":           {"webhook.certificateSecret=tls,webhook.caBundle=LS0t", "at '/webhook/caBundle'"},
-		"an unknown mode":         {valid + ",defaultMode=teleport", "at '/defaultMode': value must be one of 'auto', 'native', 'rules', 'nat-proxy', 'process', 'off'"},
-		"a long timeout":          {valid + ",webhook.timeoutSeconds=31", "at '/webhook/timeoutSeconds': maximum: got 31, want 30"},
-		"a policy in lower":       {valid + ",webhook.failurePolicy=fail", "value must be one of 'Fail', 'Ignore'"},
-		"a short digest":          {valid + ",image.dataPlane.digest=sha256:12", "at '/image/dataPlane/digest'"},
-		"a misspelt key":          {valid + ",image.dataplane.tag=x", "additional properties 'dataplane' not allowed"},
-		"no pods":                 {valid + ",replicas=0", "at '/replicas': minimum: got 0, want 1"},
-		"a tag that is no string": {valid + ",image.webhook.tag=1", "at '/image/webhook/tag': got number, want string"},
+		"an unknown mode":         {"defaultMode=teleport", "at '/defaultMode': value must be one of 'auto', 'native', 'rules', 'nat-proxy', 'process', 'off'"},
+		"a long timeout":          {"webhook.timeoutSeconds=31", "at '/webhook/timeoutSeconds': maximum: got 31, want 30"},
+		"a policy in lower":       {"webhook.failurePolicy=fail", "value must be one of 'Fail', 'Ignore'"},
+		"a short digest":          {"image.dataPlane.digest=sha256:12", "at '/image/dataPlane/digest'"},
+		"a misspelt key":          {"image.dataplane.tag=x", "additional properties 'dataplane' not allowed"},
+		"no pods":                 {"replicas=0", "at '/replicas': minimum: got 0, want 1"},
+		"a tag that is no string": {"image.webhook.tag=1", "at '/image/webhook/tag': got number, want string"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, stderr := template(t, "rel", "--set="+c.set)
@@ -110,7 +107,7 @@ func TestRefusesValues(t *testing.T) {
 // The modes that the schema takes are those of the plan.
 func TestModes(t *testing.T) {
 	for _, mode := range plan.Modes {
-		if _, stderr := template(t, "rel", "--set="+valid+",defaultMode="+string(mode)); stderr != "" {
+		if _, stderr := template(t, "rel", "--set=defaultMode="+string(mode)); stderr != "" {
 			t.Errorf("mode %s: %s", mode, stderr)
 		}
 	}
@@ -143,7 +140,7 @@ func TestComesAfterTheInjectors(t *testing.T) {
 		"linkerd-proxy-injector-webhook-config",
 	}
 	for _, release := range []string{"a", "meshvirt", "zzz"} {
-		out, stderr := template(t, release, "--set="+valid, "--show-only=templates/mutatingwebhookconfiguration.yaml")
+		out, stderr := template(t, release, "--show-only=templates/mutatingwebhookconfiguration.yaml")
 		if stderr != "" {
 			t.Fatal(stderr)
 		}

@@ -26,7 +26,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ with $i.registry }}{{ . }}/{{ end }}{{ $i.repository }}:{{ $i.tag | default .default }}{{ with $i.digest }}@{{ . }}{{ end }}
 {{- end }}
 
-{{/* Secret with the serving certificate. */}}
+{{/* Not empty if the webhook makes its certificate itself. */}}
+{{- define "meshvirt.builtIn" -}}
+{{- if not (or .Values.certManager.enabled .Values.webhook.certificateSecret) -}}
+true
+{{- end -}}
+{{- end }}
+
+{{/* Secret with the CA of the certificate that the webhook makes itself. One name for all releases, as of
+the configuration: whoever comes back finds the CA that the configuration trusts. */}}
+{{- define "meshvirt.caSecret" -}}
+meshvirt-webhook-ca
+{{- end }}
+
+{{/* Secret with the serving certificate, if it is mounted. */}}
 {{- define "meshvirt.certificateSecret" -}}
 {{- if .Values.certManager.enabled -}}
 {{ include "meshvirt.name" . }}-certificate
@@ -41,7 +54,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if or .Values.webhook.certificateSecret .Values.webhook.caBundle }}
 {{- fail "webhook.certificateSecret and webhook.caBundle are for certManager.enabled=false: leave them empty, cert-manager makes both" }}
 {{- end }}
-{{- else if not (and .Values.webhook.certificateSecret .Values.webhook.caBundle) }}
-{{- fail "the webhook needs a serving certificate: set certManager.enabled=true, or both webhook.certificateSecret (name of a TLS Secret) and webhook.caBundle (PEM text of its CA)" }}
+{{- else if ne (empty .Values.webhook.certificateSecret) (empty .Values.webhook.caBundle) }}
+{{- fail "for a certificate of your own set both webhook.certificateSecret (name of a TLS Secret) and webhook.caBundle (PEM text of its CA); with neither, the webhook makes one itself" }}
 {{- end }}
 {{- end }}
