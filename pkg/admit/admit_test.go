@@ -85,6 +85,7 @@ func TestPatched(t *testing.T) {
 	want := `remove /metadata/annotations/istio.io~1reroute-virtual-interfaces
 remove /metadata/annotations/traffic.sidecar.istio.io~1kubevirtInterfaces
 add /metadata/annotations/meshvirt.io~1status
+add /metadata/annotations/meshvirt.io~1undo
 add /metadata/annotations/traffic.sidecar.istio.io~1excludeInterfaces
 replace /spec/initContainers/0/args
 add /spec/initContainers/1`

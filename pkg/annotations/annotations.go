@@ -32,8 +32,16 @@ const (
 	Inject = Domain + "inject"
 )
 
-// Status is the one key that MeshVirt itself sets on a pod it adapted.
-const Status = Domain + "status"
+// The keys that MeshVirt itself sets on a pod it adapted.
+const (
+	// Status says what was done and why.
+	Status = Domain + "status"
+	// Undo holds what was changed, as it was before.
+	Undo = Domain + "undo"
+)
+
+// Own lists the keys that MeshVirt itself sets.
+var Own = []string{Status, Undo}
 
 // Settings are the parsed annotations of one pod.
 type Settings struct {
@@ -116,7 +124,7 @@ func Parse(all map[string]string, root *field.Path) (Settings, []string, field.E
 	}
 	var warnings []string
 	for _, name := range slices.Sorted(maps.Keys(all)) {
-		if strings.HasPrefix(name, Domain) && name != Status && !slices.ContainsFunc(Keys, func(k Key) bool { return k.Name == name }) {
+		if strings.HasPrefix(name, Domain) && !slices.Contains(Own, name) && !slices.ContainsFunc(Keys, func(k Key) bool { return k.Name == name }) {
 			warnings = append(warnings, fmt.Sprintf("annotation %s is unknown and has no effect, known are %s", name, strings.Join(names(), ", ")))
 		}
 	}

@@ -46,7 +46,7 @@ func TestParse(t *testing.T) {
 }
 
 func TestParseNothing(t *testing.T) {
-	got, warnings, errs := Parse(map[string]string{"sidecar.istio.io/inject": "true", Status: "{}"}, root)
+	got, warnings, errs := Parse(map[string]string{"sidecar.istio.io/inject": "true", Status: "{}", Undo: "{}"}, root)
 	if diff := cmp.Diff(Settings{Mode: plan.Auto}, got, compareAddrs...); diff != "" || len(warnings)+len(errs) > 0 {
 		t.Errorf("warnings %q, errors %v, settings (-want +got)\n%s", warnings, errs, diff)
 	}

@@ -97,6 +97,8 @@ func checkCorpusPod(t *testing.T, pod *corev1.Pod, facts Facts, mode plan.Mode) 
 		t.Errorf("mode %s: rerouted %t, excluded %t", report.Mode, rerouted, excluded)
 	}
 
+	checkUndo(t, in, patched)
+
 	// Nothing that was there is lost: without our containers, annotations and the mesh's arguments
 	// the pod is the old one.
 	strip := func(p *corev1.Pod) *corev1.Pod {
@@ -105,7 +107,7 @@ func checkCorpusPod(t *testing.T, pod *corev1.Pod, facts Facts, mode plan.Mode) 
 			return c.Name == templates.RulesName || c.Name == templates.ProxyName
 		})
 		p.Spec.InitContainers[container(p.Spec.InitContainers, istioInit, istioValidation)].Args = nil
-		for _, k := range []string{annotations.Status, mesh.AnnotationKubevirtInterfaces, mesh.AnnotationRerouteInterfaces, mesh.AnnotationExcludeInterfaces} {
+		for _, k := range []string{annotations.Status, annotations.Undo, mesh.AnnotationKubevirtInterfaces, mesh.AnnotationRerouteInterfaces, mesh.AnnotationExcludeInterfaces} {
 			delete(p.Annotations, k)
 		}
 		return p

@@ -24,10 +24,38 @@ const (
 func readMesh(pod *corev1.Pod, s *state) Reason {
 	s.meshInit = container(pod.Spec.InitContainers, istioInit, istioValidation)
 	if s.meshInit < 0 {
-		return NoMesh
+		recognise(pod, s)
+		return ""
 	}
-	s.report.Mesh = "istio"
-	c := &pod.Spec.InitContainers[s.meshInit]
+	s.report.Mesh = istio
+	capture, err := mesh.ReadIstio(input(pod, s.meshInit))
+	if err != nil {
+		path := initContainersPath.Index(s.meshInit).Child("args")
+		return s.invalid(field.Invalid(path, strings.Join(pod.Spec.InitContainers[s.meshInit].Args, " "), err.Error()))
+	}
+	s.capture = capture
+	return ""
+}
+
+// recognise looks for a mesh that can be told from others, but not be adapted yet.
+func recognise(pod *corev1.Pod, s *state) {
+	t := mesh.Traces{Annotations: pod.Annotations, Labels: pod.Labels, NamespaceLabels: s.facts.NamespaceLabels}
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for _, c := range list {
+			t.Containers = append(t.Containers, c.Name)
+		}
+	}
+	if other, redirects, ok := mesh.Recognise(t); ok {
+		s.report.Mesh, s.advice = other.Name, other.Advice
+		if !redirects {
+			s.capture.Interception = mesh.InterceptionNone
+		}
+	}
+}
+
+// input is where Istio's settings stand in a pod whose redirection the given init container sets up, or checks.
+func input(pod *corev1.Pod, init int) mesh.Input {
+	c := &pod.Spec.InitContainers[init]
 	in := mesh.Input{
 		Args:        slices.Concat(c.Command, c.Args),
 		Env:         environment(c),
@@ -42,19 +70,7 @@ func readMesh(pod *corev1.Pod, s *state) Reason {
 			}
 		}
 	}
-	capture, err := mesh.ReadIstio(in)
-	if err != nil {
-		path := initContainersPath.Index(s.meshInit).Child("args")
-		return s.invalid(field.Invalid(path, strings.Join(c.Args, " "), err.Error()))
-	}
-	s.capture = capture
-	switch capture.Interception {
-	case mesh.InterceptionNone:
-		return NoInterception
-	case mesh.InterceptionTPROXY:
-		return InterceptionTPROXY
-	}
-	return ""
+	return in
 }
 
 // environment is what c is given by value; the rest is known to the kubelet only.
@@ -69,18 +85,25 @@ func environment(c *corev1.Container) map[string]string {
 }
 
 // moveInterface tells the mesh what to do with the guest's interfaces. In mode native it reroutes
-// them; in the others it leaves them alone, in every table, because our own rules own them. Both the
-// arguments of istio-init and the annotations change: istio-cni reads the annotations, and so does
-// the injector if it is invoked again.
+// them; in mode process there are none to reroute; in the others it leaves them alone, in every table,
+// because our own rules own them. Both the arguments of istio-init and the annotations change: istio-cni
+// reads the annotations, and so does the injector if it is invoked again.
 func moveInterface(pod *corev1.Pod, s *state) Reason {
-	c := &pod.Spec.InitContainers[s.meshInit]
-	list := &c.Args
-	if slices.ContainsFunc(c.Command, func(e string) bool { return strings.HasPrefix(e, "-") }) {
-		list = &c.Command
+	if s.report.Mode == plan.Process {
+		s.setAnnotations(pod, mesh.RerouteNothing(pod.Annotations))
 	}
+	if s.meshInit < 0 {
+		return ""
+	}
+	c := &pod.Spec.InitContainers[s.meshInit]
+	list := flagList(c)
 	args, err := mesh.ParseArgs(*list)
 	if err != nil { // readMesh parsed them
 		return s.invalid(field.Invalid(initContainersPath.Index(s.meshInit).Child("args"), strings.Join(c.Args, " "), err.Error()))
+	}
+	args = args.Within(input(pod, s.meshInit))
+	if s.report.Mode == plan.Process {
+		args.RerouteNothing()
 	}
 	for _, name := range s.interfaces {
 		var change mesh.AnnotationChange
@@ -90,19 +113,57 @@ func moveInterface(pod *corev1.Pod, s *state) Reason {
 		} else {
 			args.ExcludeInterface(name)
 			change = mesh.ExcludeInterface(pod.Annotations, name)
+			if !args.Knows(mesh.FlagExcludeInterfaces) {
+				delete(change.Set, mesh.AnnotationExcludeInterfaces)
+			}
 		}
-		for _, k := range change.Remove {
-			delete(pod.Annotations, k)
-			s.changed("annotation %s: removed", k)
-		}
-		for _, k := range slices.Sorted(maps.Keys(change.Set)) {
-			setAnnotation(pod, k, change.Set[k])
-			s.changed("annotation %s: %s", k, change.Set[k])
-		}
+		s.setAnnotations(pod, change)
 	}
 	if after := args.Strings(); !slices.Equal(after, *list) {
 		*list = after
 		s.changed("init container %s: args %s", c.Name, strings.Join(after, " "))
 	}
 	return ""
+}
+
+func (s *state) setAnnotations(pod *corev1.Pod, change mesh.AnnotationChange) {
+	for _, k := range change.Remove {
+		delete(pod.Annotations, k)
+		s.changed("annotation %s: removed", k)
+	}
+	for _, k := range slices.Sorted(maps.Keys(change.Set)) {
+		setAnnotation(pod, k, change.Set[k])
+		s.changed("annotation %s: %s", k, change.Set[k])
+	}
+}
+
+// warnOfMesh tells the user what is known to go wrong with this mesh in a pod that is ready to go.
+func (s *state) warnOfMesh(pod *corev1.Pod) {
+	if s.report.Mode != plan.Process {
+		s.report.Warnings = append(s.report.Warnings, s.advice...)
+	}
+	init := container(pod.Spec.InitContainers, istioInit, istioValidation)
+	if init < 0 {
+		return
+	}
+	e := mesh.Evidence{Input: input(pod, init), Mode: s.report.Mode, Outbound: s.plan.Outbound}
+	e.RestartPolicy = pod.Spec.InitContainers[init].RestartPolicy != nil
+	for _, v := range pod.Spec.Volumes {
+		only := corev1.VolumeSource{Image: v.Image}
+		if v.Image != nil && v.VolumeSource != only {
+			e.MixedVolumes = append(e.MixedVolumes, v.Name)
+		}
+	}
+	for _, issue := range mesh.KnownIssues(e) {
+		s.warn("%s", issue.What)
+		s.warn("%s", issue.Fix)
+	}
+}
+
+// flagList is the list of c that holds its flags: its command or its arguments.
+func flagList(c *corev1.Container) *[]string {
+	if slices.ContainsFunc(c.Command, func(e string) bool { return strings.HasPrefix(e, "-") }) {
+		return &c.Command
+	}
+	return &c.Args
 }

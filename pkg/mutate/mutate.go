@@ -42,7 +42,7 @@ type Report struct {
 	Mode plan.Mode
 	// Reason is the reason for Mode.
 	Reason Reason
-	// Mesh is "istio", or empty if none was found.
+	// Mesh is "istio", "istio-ambient", "linkerd", "kuma" or "consul", or empty if none was found.
 	Mesh string
 	// Changes has a line for each change, in order. It is empty if the pod came out as it went in.
 	Changes []string
@@ -79,17 +79,19 @@ var steps = []Step{
 	{"read what the user set", readSettings},
 	{"check the containers", checkContainers},
 	{"read what the mesh left", readMesh},
-	{"find the guest's interface", findInterface},
 	{"choose the mode", chooseMode},
+	{"find the guest's interface", findInterface},
 	{"make the plan", makePlan},
 	{"move the interface", moveInterface},
 	{"inject the rules", injectRules},
 	{"inject the proxy", injectProxy},
 	{"write the status", writeStatus},
+	{"record what was there before", writeRecord},
 }
 
 // state is what steps hand on to later steps.
 type state struct {
+	before   *corev1.Pod // as it went in; not to be changed
 	cfg      Config
 	facts    Facts
 	settings annotations.Settings
@@ -97,8 +99,9 @@ type state struct {
 	errs     field.ErrorList
 
 	previous   status       // what an earlier admission of the same pod wrote
-	meshInit   int          // index of the mesh's init container
+	meshInit   int          // index of the mesh's init container, negative without one
 	capture    mesh.Capture // what it redirects
+	advice     []string     // for a VM beside a mesh that is not adapted
 	interfaces []string     // the guest's
 	binding    Binding      // of the guest's interface; empty if unknown
 	plan       plan.Plan
@@ -129,7 +132,7 @@ var (
 // be left alone, it also comes out. With errors the pod must be denied: each names a field and the
 // value wanted.
 func Apply(pod *corev1.Pod, facts Facts, cfg Config) (*corev1.Pod, Report, field.ErrorList) {
-	s := &state{cfg: cfg, facts: facts, report: Report{Mode: plan.Off}}
+	s := &state{before: pod, cfg: cfg, facts: facts, report: Report{Mode: plan.Off}}
 	if s.report.Reason = notOurs(pod); s.report.Reason != "" {
 		return pod, s.report, nil
 	}

@@ -10,9 +10,9 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 )
 
-// Patch gives the JSON patch (RFC 6902) that makes before into after, for the changes that Apply
-// makes: annotations, command and arguments of init containers, our own containers put in or replaced. It is
-// minimal and addresses only what changed, so fields that this program's Kubernetes library does not
+// Patch gives the JSON patch (RFC 6902) that makes before into after, for the changes that Apply and
+// Undo make: annotations, command and arguments of init containers, our own containers put in,
+// replaced or taken out. It is minimal and addresses only what changed, so fields that this program's Kubernetes library does not
 // know stay byte for byte as they are. A diff of the marshalled pods would cost more than the whole
 // admission, and would drop or misplace such fields: lists are compared by index there.
 func Patch(before, after *corev1.Pod) []jsonpatch.Operation {
@@ -20,9 +20,19 @@ func Patch(before, after *corev1.Pod) []jsonpatch.Operation {
 	if len(before.Spec.InitContainers) == 0 && len(after.Spec.InitContainers) > 0 {
 		return append(ops, jsonpatch.NewOperation("add", "/spec/initContainers", after.Spec.InitContainers))
 	}
+	if len(before.Spec.InitContainers) > 0 && len(after.Spec.InitContainers) == 0 {
+		return append(ops, jsonpatch.NewOperation("remove", "/spec/initContainers", nil))
+	}
 	rest := before.Spec.InitContainers
+	remove := func(path string) {
+		for len(rest) > 0 && ours(rest[0].Name) && container(after.Spec.InitContainers, rest[0].Name) < 0 {
+			ops = append(ops, jsonpatch.NewOperation("remove", path, nil))
+			rest = rest[1:]
+		}
+	}
 	for i, c := range after.Spec.InitContainers {
 		path := fmt.Sprintf("/spec/initContainers/%d", i)
+		remove(path)
 		if len(rest) == 0 || rest[0].Name != c.Name {
 			ops = append(ops, jsonpatch.NewOperation("add", path, c))
 			continue
@@ -35,14 +45,23 @@ func Patch(before, after *corev1.Pod) []jsonpatch.Operation {
 			}
 			continue
 		}
-		if !slices.Equal(was.Command, c.Command) {
-			ops = append(ops, jsonpatch.NewOperation("replace", path+"/command", c.Command))
-		}
-		if !slices.Equal(was.Args, c.Args) {
-			ops = append(ops, jsonpatch.NewOperation("replace", path+"/args", c.Args))
-		}
+		ops = append(ops, patchList(path+"/command", was.Command, c.Command)...)
+		ops = append(ops, patchList(path+"/args", was.Args, c.Args)...)
 	}
+	remove(fmt.Sprintf("/spec/initContainers/%d", len(after.Spec.InitContainers)))
 	return ops
+}
+
+func patchList(path string, before, after []string) []jsonpatch.Operation {
+	switch {
+	case slices.Equal(before, after):
+		return nil
+	case before == nil:
+		return []jsonpatch.Operation{jsonpatch.NewOperation("add", path, after)}
+	case len(after) == 0:
+		return []jsonpatch.Operation{jsonpatch.NewOperation("remove", path, nil)}
+	}
+	return []jsonpatch.Operation{jsonpatch.NewOperation("replace", path, after)}
 }
 
 func patchAnnotations(before, after map[string]string) []jsonpatch.Operation {
@@ -51,6 +70,9 @@ func patchAnnotations(before, after map[string]string) []jsonpatch.Operation {
 			return nil
 		}
 		return []jsonpatch.Operation{jsonpatch.NewOperation("add", "/metadata/annotations", after)}
+	}
+	if len(after) == 0 {
+		return []jsonpatch.Operation{jsonpatch.NewOperation("remove", "/metadata/annotations", nil)}
 	}
 	var removed, set []string
 	for k := range before {

@@ -66,55 +66,20 @@ func checkContainers(pod *corev1.Pod, s *state) Reason {
 
 // findInterface looks for the guest's virtual interface: the user knows it, or the VMI's binding
 // tells, or the mesh was told to reroute it (which KubeVirt asks for on every masquerade pod), or an
-// earlier admission of this pod found it.
+// earlier admission of this pod found it. The table of decisions knows that one of them does.
 func findInterface(_ *corev1.Pod, s *state) Reason {
-	if s.facts.VMI != nil {
-		s.binding = s.facts.VMI.Binding
-	}
 	switch {
+	case s.report.Mode == plan.Process:
+		s.interfaces = []string{} // none, rather than not known
 	case len(s.settings.Interfaces) > 0:
 		s.interfaces = s.settings.Interfaces
 	case s.binding == BindingMasquerade:
 		s.interfaces = []string{bridgeOf(s.facts.VMI.PodInterface)}
-	case s.binding != "":
-		return bindingReason(s.binding)
 	case len(s.capture.RerouteInterfaces) > 0:
 		s.interfaces = s.capture.RerouteInterfaces
-	case len(s.previous.Interfaces) > 0:
+	default:
 		s.interfaces = s.previous.Interfaces
-	default:
-		return NoVirtualInterface
 	}
-	return ""
-}
-
-// bindingReason says why a binding other than masquerade is left alone.
-func bindingReason(b Binding) Reason {
-	switch b {
-	case BindingPasst, BindingSlirp:
-		return ProcessBinding
-	case BindingNone, BindingSRIOV:
-		return NoVirtualInterface
-	default:
-		return BindingUnsupported
-	}
-}
-
-// chooseMode takes what the user asked for, else the configured default, else what suits the
-// binding and the mesh.
-func chooseMode(_ *corev1.Pod, s *state) Reason {
-	mode, reason := s.settings.Mode, Requested
-	if mode == plan.Auto && s.cfg.DefaultMode != "" {
-		mode, reason = s.cfg.DefaultMode, ConfiguredDefault
-	}
-	if mode == plan.Auto {
-		mode, reason = plan.Rules, MasqueradeSidecar
-	}
-	if mode == plan.Off {
-		return OptedOut
-	}
-	s.report.Mode, s.report.Reason = mode, reason
-	s.proxy = mode == plan.NATProxy
 	return ""
 }
 

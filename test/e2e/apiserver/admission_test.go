@@ -55,7 +55,9 @@ func TestAdaptsWhatIstioInjected(t *testing.T) {
 		}
 
 		pod.Spec.InitContainers = slices.DeleteFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return isOurs(c.Name) })
-		delete(pod.Annotations, annotations.Status)
+		for _, key := range annotations.Own {
+			delete(pod.Annotations, key)
+		}
 		for _, p := range []*corev1.Pod{plain, pod} {
 			for i := range p.Spec.InitContainers {
 				if c := &p.Spec.InitContainers[i]; c.Name == inits[max(mesh, 0)] {

@@ -1,0 +1,109 @@
+package mutate
+
+import (
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/mesh"
+	"github.com/meshvirt/meshvirt/pkg/plan"
+)
+
+// A decision is a row of the table that mode auto stands for. The first row that fits decides.
+// docs/auto.md is made of it.
+type decision struct {
+	bindings []Binding // none: any
+	meshes   []string  // as in Report.Mesh; none: any
+	when     *fact     // nil: always
+	mode     plan.Mode
+	reason   Reason
+}
+
+// BindingUnknown is that of a VM whose VirtualMachineInstance is not known, and of what is no VM of KubeVirt's.
+const BindingUnknown Binding = ""
+
+// The meshes of the table.
+const (
+	noMesh = ""
+	istio  = "istio"
+)
+
+// A fact is a condition beside binding and mesh.
+type fact struct {
+	text  string
+	holds func(*state) bool
+}
+
+var (
+	notRedirected  = &fact{"the mesh does not redirect the pod's traffic", func(s *state) bool { return s.capture.Interception == mesh.InterceptionNone }}
+	byTPROXY       = &fact{"the mesh intercepts by TPROXY", func(s *state) bool { return s.capture.Interception == mesh.InterceptionTPROXY }}
+	interfaceGiven = &fact{"`meshvirt.io/interfaces` names the guest's interface", func(s *state) bool { return len(s.settings.Interfaces) > 0 }}
+	noneGiven      = &fact{"`meshvirt.io/interfaces` is not set", func(s *state) bool { return len(s.settings.Interfaces) == 0 }}
+	rerouted       = &fact{"the mesh was told to reroute an interface", func(s *state) bool { return len(s.capture.RerouteInterfaces) > 0 }}
+	found          = &fact{"an earlier admission found the guest's interface", func(s *state) bool { return len(s.previous.Interfaces) > 0 }}
+	wasProcess     = &fact{"an earlier admission chose mode process", func(s *state) bool { return s.previous.Mode == plan.Process && s.previous.Reason == ProcessBinding }}
+)
+
+var decisions = []decision{
+	{meshes: []string{noMesh}, mode: plan.Off, reason: NoMesh},
+	{when: notRedirected, mode: plan.Off, reason: NoInterception},
+	{bindings: []Binding{BindingPasst, BindingSlirp}, when: noneGiven, mode: plan.Process, reason: ProcessBinding},
+	{bindings: []Binding{BindingUnknown}, when: wasProcess, mode: plan.Process, reason: ProcessBinding},
+	{meshes: []string{"linkerd", "kuma", "consul"}, mode: plan.Off, reason: MeshUnsupported},
+	{meshes: []string{"istio-ambient"}, mode: plan.Off, reason: AmbientUnsupported},
+	{meshes: []string{istio}, when: byTPROXY, mode: plan.Off, reason: InterceptionTPROXY},
+	{meshes: []string{istio}, when: interfaceGiven, mode: plan.Rules, reason: MasqueradeSidecar},
+	{bindings: []Binding{BindingMasquerade}, meshes: []string{istio}, mode: plan.Rules, reason: MasqueradeSidecar},
+	{bindings: []Binding{BindingBridge, BindingPlugin}, meshes: []string{istio}, mode: plan.Off, reason: BindingUnsupported},
+	{bindings: []Binding{BindingNone, BindingSRIOV}, meshes: []string{istio}, mode: plan.Off, reason: NoVirtualInterface},
+	{bindings: []Binding{BindingUnknown}, meshes: []string{istio}, when: rerouted, mode: plan.Rules, reason: MasqueradeSidecar},
+	{bindings: []Binding{BindingUnknown}, meshes: []string{istio}, when: found, mode: plan.Rules, reason: MasqueradeSidecar},
+	{bindings: []Binding{BindingUnknown}, meshes: []string{istio}, mode: plan.Off, reason: NoVirtualInterface},
+}
+
+func (d decision) fits(s *state) bool {
+	return (len(d.bindings) == 0 || slices.Contains(d.bindings, s.binding)) &&
+		(len(d.meshes) == 0 || slices.Contains(d.meshes, s.report.Mesh)) &&
+		(d.when == nil || d.when.holds(s))
+}
+
+// decide is mode auto. Every binding beside every mesh has a row (tested).
+func decide(s *state) decision {
+	return decisions[slices.IndexFunc(decisions, func(d decision) bool { return d.fits(s) })]
+}
+
+// chooseMode takes what the user asked for, else the configured default, else what suits the binding
+// and the mesh. Nobody can ask for rules where there is nothing to write them for; only that the VM's
+// traffic comes from a process is something that the user may know better.
+func chooseMode(_ *corev1.Pod, s *state) Reason {
+	if s.facts.VMI != nil {
+		s.binding = s.facts.VMI.Binding
+	}
+	d := decide(s)
+	wish := s.settings.Mode
+	switch {
+	case wish == plan.Process && d.reason != NoMesh && d.reason != NoInterception:
+		if d.mode != plan.Process {
+			d.mode, d.reason = plan.Process, Requested
+		}
+		if s.binding == BindingMasquerade || s.binding == BindingBridge {
+			s.warn("annotation %s: the VM has %s binding: its traffic comes by an interface, not from a process, and will miss the mesh", annotations.Mode, s.binding)
+		}
+	case d.mode == plan.Off:
+		return d.reason
+	case d.mode == plan.Process:
+		if wish != plan.Auto {
+			s.warn("annotation %s: %s has no effect, the VM's traffic comes from a process of the pod, which the mesh redirects by itself", annotations.Mode, wish)
+		}
+	case wish != plan.Auto:
+		d.mode, d.reason = wish, Requested
+	case s.cfg.DefaultMode == plan.Off:
+		return OptedOut
+	case s.cfg.DefaultMode != "" && s.cfg.DefaultMode != plan.Auto:
+		d.mode, d.reason = s.cfg.DefaultMode, ConfiguredDefault
+	}
+	s.report.Mode, s.report.Reason = d.mode, d.reason
+	s.proxy = d.mode == plan.NATProxy
+	return ""
+}

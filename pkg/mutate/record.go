@@ -1,0 +1,168 @@
+package mutate
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/meshvirt/meshvirt/pkg/annotations"
+)
+
+// record is the value of meshvirt.io/undo: what adaptation changed, as it was before. Only what was
+// there already is in it; what is ours by name (containers, annotations) goes without being told.
+type record struct {
+	// Annotations are the old values; null for a key that was not there.
+	Annotations map[string]*string `json:"annotations,omitempty"`
+	// InitContainers are those whose command or arguments changed.
+	InitContainers map[string]commandLine `json:"initContainers,omitempty"`
+}
+
+// commandLine holds the lists that changed: nil for one that did not, empty for one that was not there.
+type commandLine struct {
+	Command []string `json:"command,omitzero"`
+	Args    []string `json:"args,omitzero"`
+}
+
+const wantRecord = `want what MeshVirt wrote there, such as {"annotations":{"key":"old value, or null for none"},"initContainers":{"istio-init":{"args":["old"]}}}`
+
+// readRecord gives nil if the pod has no record.
+func readRecord(pod *corev1.Pod) (*record, *field.Error) {
+	v, ok := pod.Annotations[annotations.Undo]
+	if !ok {
+		return nil, nil
+	}
+	bad := func(why string) (*record, *field.Error) {
+		return nil, field.Invalid(annotationsPath.Key(annotations.Undo), v, why+": "+wantRecord)
+	}
+	d := json.NewDecoder(strings.NewReader(v))
+	d.DisallowUnknownFields()
+	var r *record
+	if err := d.Decode(&r); err != nil {
+		return bad(strings.TrimPrefix(err.Error(), "json: "))
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return bad("data after the record")
+	}
+	if r == nil {
+		return bad("null")
+	}
+	for _, k := range slices.Sorted(maps.Keys(r.Annotations)) {
+		if slices.Contains(annotations.Own, k) {
+			return bad("annotation " + k + " is MeshVirt's own")
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.InitContainers)) {
+		if ours(name) {
+			return bad("init container " + name + " is MeshVirt's own")
+		}
+		if container(pod.Spec.InitContainers, name) < 0 {
+			return bad("the pod has no init container " + name)
+		}
+	}
+	return r, nil
+}
+
+// adapted reports whether the pod shows that it was adapted, by the webhook or by hand.
+func adapted(pod *corev1.Pod) bool {
+	_, ok := pod.Annotations[annotations.Status]
+	return ok || slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return ours(c.Name) })
+}
+
+// Remember adds to the record of an adapted pod how before looked where the two differ, so that Undo
+// gives before back. What is recorded already stays. Apply records by itself what it changes; this is
+// for callers that change annotations around it. A pod without a record, or with one that cannot be
+// read, stays as it is: Undo will say so.
+func Remember(before, after *corev1.Pod) {
+	if r, err := readRecord(after); err == nil && r != nil {
+		r.write(before, after)
+	}
+}
+
+// writeRecord is the last step: it compares the pod with what it was. The record of an earlier
+// admission of the same pod goes on. If that left none, the pod's first state is not known and none
+// is begun.
+func writeRecord(pod *corev1.Pod, s *state) Reason {
+	r := &record{}
+	if adapted(s.before) { // else a record came with a copied manifest and says nothing about this pod
+		var err *field.Error
+		if r, err = readRecord(s.before); err != nil {
+			s.warn("%v; it stays as it is", err)
+			return ""
+		}
+	}
+	if r != nil && r.write(s.before, pod) {
+		s.changed("annotation %s: what was there before", annotations.Undo)
+	}
+	return ""
+}
+
+// write adds what differs and puts r into after's annotation. It reports whether that changed.
+func (r *record) write(before, after *corev1.Pod) bool {
+	r.add(before, after)
+	v := r.String()
+	if was, ok := after.Annotations[annotations.Undo]; ok && was == v {
+		return false
+	}
+	setAnnotation(after, annotations.Undo, v)
+	return true
+}
+
+// add records every difference that is not in r yet.
+func (r *record) add(before, after *corev1.Pod) {
+	note := func(key string, was *string) {
+		if _, ok := r.Annotations[key]; ok || slices.Contains(annotations.Own, key) {
+			return
+		}
+		if r.Annotations == nil {
+			r.Annotations = map[string]*string{}
+		}
+		r.Annotations[key] = was
+	}
+	for k, v := range before.Annotations {
+		if now, ok := after.Annotations[k]; !ok || now != v {
+			note(k, &v)
+		}
+	}
+	for k := range after.Annotations {
+		if _, ok := before.Annotations[k]; !ok {
+			note(k, nil)
+		}
+	}
+	for _, now := range after.Spec.InitContainers {
+		i := container(before.Spec.InitContainers, now.Name)
+		if i < 0 || ours(now.Name) {
+			continue
+		}
+		was, c := before.Spec.InitContainers[i], r.InitContainers[now.Name]
+		if c.Command == nil && !slices.Equal(was.Command, now.Command) {
+			c.Command = append([]string{}, was.Command...)
+		}
+		if c.Args == nil && !slices.Equal(was.Args, now.Args) {
+			c.Args = append([]string{}, was.Args...)
+		}
+		if c.Command == nil && c.Args == nil {
+			continue
+		}
+		if r.InitContainers == nil {
+			r.InitContainers = map[string]commandLine{}
+		}
+		r.InitContainers[now.Name] = c
+	}
+}
+
+// String is r in JSON, with <, > and & as they are: people read it.
+func (r *record) String() string {
+	var b strings.Builder
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(r); err != nil { // strings only: cannot happen
+		panic(err)
+	}
+	return strings.TrimSpace(b.String())
+}

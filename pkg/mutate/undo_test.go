@@ -1,0 +1,242 @@
+package mutate
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+
+	jsonpatch "github.com/evanphx/json-patch/v5"
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/mesh"
+	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/templates"
+)
+
+// undoJSON undoes an adapted pod in JSON, by patch.
+func undoJSON(t *testing.T, in string) (string, Changes) {
+	t.Helper()
+	var pod corev1.Pod
+	if err := json.Unmarshal([]byte(in), &pod); err != nil {
+		t.Fatal(err)
+	}
+	before := pod.DeepCopy()
+	undone, changes, err := Undo(&pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before, &pod); diff != "" {
+		t.Errorf("Undo changed its argument (-before +after)\n%s", diff)
+	}
+	patch := must(jsonpatch.DecodePatch(must(json.Marshal(Patch(&pod, undone)))))
+	out := must(patch.Apply([]byte(in)))
+	var fromPatch corev1.Pod
+	if err := json.Unmarshal(out, &fromPatch); err != nil {
+		t.Fatal(err)
+	}
+	if a, b := string(must(json.Marshal(undone))), string(must(json.Marshal(&fromPatch))); a != b {
+		t.Errorf("patched pod differs from the undone one (-undone +patched)\n%s", cmp.Diff(generic(t, a), generic(t, b)))
+	}
+	return string(out), changes
+}
+
+// checkUndo is part of TestCorpus: every adapted pod can be given back as it was, and once more.
+func checkUndo(t *testing.T, before, adaptedPod string) {
+	t.Helper()
+	got, changes := undoJSON(t, adaptedPod)
+	if diff := cmp.Diff(generic(t, before), generic(t, got)); diff != "" || len(changes.Warnings) > 0 {
+		t.Errorf("undone, warnings %q (-before +after)\n%s", changes.Warnings, diff)
+	}
+	if again, changes := undoJSON(t, got); again != got || len(changes.Made) > 0 {
+		t.Errorf("undone twice, it changes %q", changes.Made)
+	}
+}
+
+func apply(t *testing.T, pod *corev1.Pod) *corev1.Pod {
+	t.Helper()
+	out, report, errs := Apply(pod, Facts{}, testConfig)
+	if len(errs) > 0 || report.Mode == plan.Off {
+		t.Fatalf("report %+v, errors %v", report, errs)
+	}
+	return out
+}
+
+func samePods(t *testing.T, what string, want, got *corev1.Pod) {
+	t.Helper()
+	if diff := cmp.Diff(generic(t, string(must(json.Marshal(want)))), generic(t, string(must(json.Marshal(got))))); diff != "" {
+		t.Errorf("%s (-want +got)\n%s", what, diff)
+	}
+}
+
+func undo(t *testing.T, pod *corev1.Pod) (*corev1.Pod, Changes) {
+	t.Helper()
+	out, changes, err := Undo(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out, changes
+}
+
+// Adapted in one mode and then in another, a pod comes back as it was before the first.
+func TestUndoKnowsTheFirstState(t *testing.T) {
+	before := recorded(t)
+	pod := before
+	for _, mode := range []plan.Mode{plan.Rules, plan.Native, plan.NATProxy} {
+		pod = pod.DeepCopy()
+		pod.Annotations[annotations.Mode] = string(mode)
+		pod = apply(t, pod)
+	}
+	got, changes := undo(t, pod)
+	want := before.DeepCopy()
+	want.Annotations[annotations.Mode] = "nat-proxy" // the user's
+	samePods(t, "undone", want, got)
+	if len(changes.Warnings) > 0 {
+		t.Errorf("warnings %q", changes.Warnings)
+	}
+}
+
+func TestRememberWhatACallerChanged(t *testing.T) {
+	for name, mode := range map[string]string{"there was none": "", "there was another": "native", "there was the same": "nat-proxy"} {
+		t.Run(name, func(t *testing.T) {
+			before := recorded(t)
+			if mode != "" {
+				before.Annotations[annotations.Mode] = mode
+			}
+			pod := before
+			for range 2 {
+				asked := pod.DeepCopy()
+				asked.Annotations[annotations.Mode] = "nat-proxy"
+				out := apply(t, asked)
+				Remember(pod, out)
+				pod = out
+			}
+			got, _ := undo(t, pod)
+			samePods(t, "undone", before, got)
+		})
+	}
+}
+
+// What is not there in the pod comes back as not being there: arguments, annotations, the command.
+func TestUndoGivesAbsenceBack(t *testing.T) {
+	for name, change := range map[string]func(*corev1.Pod){
+		"no arguments": func(p *corev1.Pod) { p.Spec.InitContainers[0].Args = nil },
+		"all in the command": func(p *corev1.Pod) {
+			c := &p.Spec.InitContainers[0]
+			c.Command, c.Args = c.Args, nil
+		},
+		"no annotations": func(p *corev1.Pod) { p.Annotations = nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := recorded(t)
+			change(before)
+			in := string(must(json.Marshal(before)))
+			out, report := applyJSON(t, in, Facts{VMI: &VMI{Binding: BindingMasquerade}})
+			if out == in {
+				t.Fatalf("not adapted: %s", report)
+			}
+			checkUndo(t, in, out)
+		})
+	}
+}
+
+func TestUndoLeavesOthersAlone(t *testing.T) {
+	pod := recorded(t)
+	got, changes, err := Undo(pod)
+	if got != pod || len(changes.Made)+len(changes.Warnings) > 0 || err != nil {
+		t.Errorf("changes %+v, error %v", changes, err)
+	}
+}
+
+// A record on a pod that is not adapted came with a copied manifest.
+func TestCopiedRecordIsNotBelieved(t *testing.T) {
+	pod := recorded(t)
+	pod.Annotations[annotations.Undo] = `{"annotations":{"istio.io/rev":"evil"}}`
+	got, _ := undo(t, apply(t, pod))
+	if v := got.Annotations["istio.io/rev"]; v != "default" {
+		t.Errorf("istio.io/rev is %q, want it as it was", v)
+	}
+}
+
+// Without a record the guest's interface goes back to the mesh, and the user is told.
+func TestUndoWithoutRecord(t *testing.T) {
+	for name, c := range map[string]struct {
+		mode             plan.Mode
+		change           func(*corev1.Pod)
+		rerouted, exact  bool
+		wantedInWarnings string
+	}{
+		"status":         {plan.NATProxy, func(*corev1.Pod) {}, true, true, "k6t-eth0 goes back"},
+		"plan":           {plan.Rules, func(p *corev1.Pod) { delete(p.Annotations, annotations.Status) }, true, true, "k6t-eth0 goes back"},
+		"native":         {plan.Native, func(*corev1.Pod) {}, true, false, "mode native"},
+		"nothing known":  {plan.Rules, forget, false, false, "stay as they are"},
+		"no mesh either": {plan.Rules, func(p *corev1.Pod) { p.Spec.InitContainers = p.Spec.InitContainers[1:] }, false, false, "stay as they are"},
+		"unreadable":     {plan.Rules, func(p *corev1.Pod) { p.Spec.InitContainers[0].Args = []string{"istio-iptables", "-p"} }, false, false, "cannot be read"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := recorded(t)
+			before.Annotations[annotations.Mode] = string(c.mode)
+			pod := apply(t, before)
+			delete(pod.Annotations, annotations.Undo)
+			c.change(pod)
+			got, changes := undo(t, pod)
+			if c.exact {
+				samePods(t, "undone", before, got)
+			}
+			if len(changes.Warnings) != 1 || !strings.Contains(changes.Warnings[0], annotations.Undo+" is missing") || !strings.Contains(changes.Warnings[0], c.wantedInWarnings) {
+				t.Errorf("warnings %q, want one with %q", changes.Warnings, c.wantedInWarnings)
+			}
+			if adapted(got) {
+				t.Errorf("what is ours is still there: %v", got.Annotations)
+			}
+			if slices.Contains(strings.Split(got.Annotations[mesh.AnnotationRerouteInterfaces], ","), "k6t-eth0") != c.rerouted {
+				t.Errorf("%s is %q", mesh.AnnotationRerouteInterfaces, got.Annotations[mesh.AnnotationRerouteInterfaces])
+			}
+		})
+	}
+}
+
+func forget(p *corev1.Pod) {
+	delete(p.Annotations, annotations.Status)
+	p.Spec.InitContainers[container(p.Spec.InitContainers, templates.RulesName)].Env = nil
+}
+
+func TestUndoRefusesTamperedRecords(t *testing.T) {
+	for record, want := range map[string]string{
+		``:                            "EOF",
+		`{`:                           "EOF",
+		`null`:                        "null",
+		`[]`:                          "cannot unmarshal array",
+		`{} {}`:                       "data after the record",
+		`{"annotation":{}}`:           `unknown field "annotation"`,
+		`{"annotations":{"a":1}}`:     "cannot unmarshal number",
+		`{"initContainers":{"x":{}}}`: "no init container x",
+		`{"annotations":{"` + annotations.Status + `":"x"}}`:    "MeshVirt's own",
+		`{"initContainers":{"` + templates.RulesName + `":{}}}`: "MeshVirt's own",
+	} {
+		pod := apply(t, recorded(t))
+		pod.Annotations[annotations.Undo] = record
+		_, _, err := Undo(pod)
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "metadata.annotations["+annotations.Undo+"]") || !strings.Contains(err.Error(), "want what MeshVirt wrote") {
+			t.Errorf("%s: error %v, want %q in it", record, err, want)
+		}
+		// Admission does not lose it, and says so.
+		again, report, errs := Apply(pod, Facts{}, testConfig)
+		if len(errs) > 0 || again.Annotations[annotations.Undo] != record || !strings.Contains(strings.Join(report.Warnings, "\n"), annotations.Undo) {
+			t.Errorf("%s: record %q, warnings %q, errors %v", record, again.Annotations[annotations.Undo], report.Warnings, errs)
+		}
+	}
+}
+
+// A pod adapted by a release without records, or by hand, gets none later: it would tell its
+// adapted state for the first one.
+func TestNoRecordIsBegunLate(t *testing.T) {
+	pod := apply(t, recorded(t))
+	delete(pod.Annotations, annotations.Undo)
+	again := apply(t, pod)
+	if v, ok := again.Annotations[annotations.Undo]; ok {
+		t.Errorf("record %s", v)
+	}
+}
