@@ -7,9 +7,10 @@ var consul = Other{
 	redirects: func(t Traces) bool {
 		return t.Annotations["consul.hashicorp.com/transparent-proxy-status"] == "enabled"
 	},
-	Advice: []string{
-		"Consul takes TCP that the guest opens for inbound traffic (port 20000), where it is lost, and no exclusion changes that; " + pastTheMesh,
-		stepBack,
-		usePasst,
+	advice: func(t Traces) []string {
+		return append([]string{
+			"Consul takes TCP that the guest opens for inbound traffic (port 20000), where it is lost, and no exclusion of Consul's changes that",
+			usePasst,
+		}, t.inbound()...)
 	},
 }

@@ -46,6 +46,17 @@ func RerouteInterface(annotations map[string]string, name string) AnnotationChan
 	return c
 }
 
+// RerouteNothing takes both names of the reroute annotation away.
+func RerouteNothing(annotations map[string]string) AnnotationChange {
+	var c AnnotationChange
+	for _, key := range []string{AnnotationKubevirtInterfaces, AnnotationRerouteInterfaces} {
+		if _, ok := annotations[key]; ok {
+			c.Remove = append(c.Remove, key)
+		}
+	}
+	return c
+}
+
 func (c *AnnotationChange) add(annotations map[string]string, key, name string) {
 	if old := annotations[key]; !slices.Contains(items(old), name) {
 		c.Set[key] = addItem(old, name)

@@ -8,10 +8,11 @@ var kuma = Other{
 	redirects: func(t Traces) bool {
 		return t.Annotations["kuma.io/transparent-proxying"] != "disabled"
 	},
-	Advice: []string{
-		"Kuma takes TCP that the guest opens for inbound traffic (port 15006), where it is lost; " + pastTheMesh,
-		"redirect.vnet.networks with k6t-eth0:10.0.2.0/24, in a ConfigMap that traffic.kuma.io/transparent-proxy-configmap-name names, sends it to the outbound port",
-		stepBack,
-		usePasst,
+	advice: func(t Traces) []string {
+		return append([]string{
+			"Kuma takes TCP that the guest opens for inbound traffic (port 15006), where it is lost, unless it is told of the VM's interface",
+			"redirect.vnet.networks with k6t-eth0:10.0.2.0/24, in a ConfigMap that traffic.kuma.io/transparent-proxy-configmap-name names, sends it to the outbound port",
+			usePasst,
+		}, t.inbound()...)
 	},
 }

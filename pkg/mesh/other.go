@@ -20,10 +20,12 @@ type Other struct {
 	finds func(Traces) bool
 	// redirects tells whether the mesh redirects this pod's traffic; nil means always.
 	redirects func(Traces) bool
-	// Advice says what happens to a VM there today and what helps. A line each: API servers may cut a
-	// warning after 256 characters. All of it was seen in the meshes' recorded rules beside KubeVirt's.
-	Advice []string
+	advice    func(Traces) []string
 }
+
+// Advice says what happens to a VM in the pod today and what helps. A line each: API servers may cut a
+// warning after 256 characters. All of it was seen in the meshes' recorded rules beside KubeVirt's.
+func (o Other) Advice(t Traces) []string { return o.advice(t) }
 
 // Others is every mesh but Istio with sidecars, each in a file of its own.
 var Others = []Other{linkerd, kuma, consul, ambient}
@@ -53,9 +55,19 @@ func (t Traces) label(key string) string {
 	return all[key]
 }
 
-// What KubeVirt does beside every mesh but Istio, whose own annotation alone makes it step back.
-const (
-	pastTheMesh = "inbound TCP for the VM's ports goes past the mesh, because KubeVirt forwards it first"
-	stepBack    = `the annotation sidecar.istio.io/inject: "true" on the VMI makes KubeVirt leave inbound TCP, but port 22, to the mesh, and lets the mesh's probes be answered`
-	usePasst    = "a VM with passt binding needs none of this: its traffic comes from a process of the pod"
-)
+// steppedBack reports whether KubeVirt is in its Istio mode, in which it leaves inbound TCP to the mesh:
+// the VMI's annotation alone decides, and KubeVirt copies it to the pod.
+func (t Traces) steppedBack() bool { return t.Annotations[annotationInject] == "true" }
+
+// inbound says what KubeVirt makes of inbound connections beside a mesh with sidecars.
+func (t Traces) inbound() []string {
+	if t.steppedBack() {
+		return []string{"inbound TCP goes through the mesh, but for port 22, because of the annotation " + annotationInject + " of the VMI"}
+	}
+	return []string{
+		"inbound TCP for the VM's ports goes past the mesh, because KubeVirt forwards it first, and the mesh's own probes may fail",
+		"the annotation " + annotationInject + `: "true" on the VMI makes KubeVirt leave inbound TCP, but port 22, to the mesh`,
+	}
+}
+
+const usePasst = "a VM with passt binding needs none of this: its traffic comes from a process of the pod"

@@ -7,6 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
 
@@ -14,6 +15,9 @@ import (
 // there before anything that the mesh's proxy or the VM sends, and the mesh's own set-up (::6 on
 // the loopback device) is there to be observed.
 func injectRules(pod *corev1.Pod, s *state) Reason {
+	if s.report.Mode == plan.Process {
+		return ""
+	}
 	c, err := templates.Rules(s.plan, s.cfg.Image, guaranteed(pod))
 	if err != nil {
 		return s.invalid(field.Forbidden(annotationsPath, err.Error()))

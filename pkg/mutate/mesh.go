@@ -46,7 +46,7 @@ func recognise(pod *corev1.Pod, s *state) {
 		}
 	}
 	if other, redirects, ok := mesh.Recognise(t); ok {
-		s.report.Mesh, s.advice = other.Name, other.Advice
+		s.report.Mesh, s.advice = other.Name, other.Advice(t)
 		if !redirects {
 			s.capture.Interception = mesh.InterceptionNone
 		}

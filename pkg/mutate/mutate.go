@@ -140,9 +140,11 @@ func Apply(pod *corev1.Pod, facts Facts, cfg Config) (*corev1.Pod, Report, field
 	for _, step := range steps {
 		if reason := step.Do(out, s); reason != "" {
 			s.report.Mode, s.report.Reason, s.report.Changes, s.report.Plan = plan.Off, reason, nil, nil
+			s.warnOfMesh(pod)
 			return pod, s.report, s.errs
 		}
 	}
+	s.warnOfMesh(out)
 	return out, s.report, nil
 }
 

@@ -32,7 +32,11 @@ var (
 )
 
 func makePlan(pod *corev1.Pod, s *state) Reason {
+	if s.report.Mode == plan.Process {
+		return ""
+	}
 	c := s.capture
+	ownPorts, excludePorts := inboundPorts(pod, s)
 	p := plan.Plan{
 		Release:      plan.Release,
 		Mode:         s.report.Mode,
@@ -44,7 +48,7 @@ func makePlan(pod *corev1.Pod, s *state) Reason {
 			InboundPort:  c.InboundPort,
 			UID:          c.UID,
 			GID:          c.GID,
-			OwnPorts:     c.OwnPorts,
+			OwnPorts:     ownPorts,
 			DualStack:    c.DualStack,
 			DNS:          c.DNS,
 		},
@@ -56,7 +60,7 @@ func makePlan(pod *corev1.Pod, s *state) Reason {
 			IncludePorts: c.IncludeOutboundPorts,
 		},
 		Inbound: plan.Inbound{
-			ExcludePorts: union(c.UserExcludedInboundPorts(), s.settings.ExcludeInboundPorts),
+			ExcludePorts: excludePorts,
 			All:          c.InboundAll,
 			IncludePorts: c.IncludeInboundPorts,
 		},
@@ -81,6 +85,19 @@ func makePlan(pod *corev1.Pod, s *state) Reason {
 	s.plan, s.report.Plan = p, &p
 	return ""
 }
+
+// inboundPorts are those that pass by the mesh: own stay with the pod, exclude go to the guest. In a
+// virt-launcher pod everything but the mesh is the guest, so what a user excludes is the guest's. An opted-in
+// pod has processes of its own beside the guest (a remote console, libvirt); there, what a user excludes is theirs.
+func inboundPorts(pod *corev1.Pod, s *state) (own, exclude []uint16) {
+	exclude = union(s.capture.UserExcludedInboundPorts(), s.settings.ExcludeInboundPorts)
+	if virtLauncher(pod) {
+		return s.capture.OwnPorts, exclude
+	}
+	return union(s.capture.OwnPorts, exclude), nil
+}
+
+func virtLauncher(pod *corev1.Pod) bool { return pod.Labels["kubevirt.io"] == "virt-launcher" }
 
 // podInterface is the interface that KubeVirt's bridge stands in for: it names the bridge after it.
 func podInterface(s *state) string {
@@ -112,7 +129,7 @@ func guest(pod *corev1.Pod, s *state) plan.Guest {
 		g.TCP, g.UDP = vmi.TCP, vmi.UDP
 		return g
 	}
-	if pod.Labels["kubevirt.io"] != "virt-launcher" {
+	if !virtLauncher(pod) {
 		return g // the ports of an opted-in pod's containers are not the guest's
 	}
 	for _, c := range pod.Spec.Containers {

@@ -13,7 +13,8 @@ const (
 	NoInterception     Reason = "NoInterception"
 	InterceptionTPROXY Reason = "InterceptionTPROXY"
 	NoVirtualInterface Reason = "NoVirtualInterface"
-	ProcessBinding     Reason = "ProcessBinding"
+	MeshUnsupported    Reason = "MeshUnsupported"
+	AmbientUnsupported Reason = "AmbientUnsupported"
 	BindingUnsupported Reason = "BindingUnsupported"
 	Invalid            Reason = "Invalid"
 )
@@ -23,6 +24,7 @@ const (
 	Requested         Reason = "Requested"
 	ConfiguredDefault Reason = "ConfiguredDefault"
 	MasqueradeSidecar Reason = "MasqueradeSidecar"
+	ProcessBinding    Reason = "ProcessBinding"
 )
 
 // ReasonTexts explains each reason in one sentence; docs/reasons.md is made of it.
@@ -31,14 +33,16 @@ var ReasonTexts = map[Reason]string{
 	HostNetwork:        "The pod uses the node's network; rules written there would hit every pod of the node.",
 	OptedOut:           `The pod opted out (meshvirt.io/inject: "false" or meshvirt.io/mode: off).`,
 	NoMesh:             "No mesh that MeshVirt can adapt has injected its proxy into the pod.",
-	NoInterception:     "The mesh does not redirect this pod's traffic (Istio's interceptionMode NONE).",
+	NoInterception:     "The mesh does not redirect this pod's traffic (Istio's interceptionMode NONE, Consul without transparent proxy).",
+	MeshUnsupported:    "The mesh (Linkerd, Kuma, Consul) is recognised, but not adapted yet; a warning says what happens to the VM there and what helps.",
+	AmbientUnsupported: "The pod is in Istio's ambient mode, which is not adapted yet; a warning says what works there today.",
 	InterceptionTPROXY: "Istio intercepts this pod's inbound traffic by TPROXY, which no mode supports yet; set sidecar.istio.io/interceptionMode: REDIRECT.",
 	NoVirtualInterface: "Neither the mesh's settings nor the VMI name an interface that the guest is behind; set meshvirt.io/interfaces if there is one.",
-	ProcessBinding:     "The guest's traffic comes from a process of the pod (passt, slirp), which every mesh redirects by itself.",
 	BindingUnsupported: "No mode supports the network binding of the VMI yet.",
 	Invalid:            "Annotations or containers of the pod are invalid; the response names each.",
 
 	Requested:         "The annotation meshvirt.io/mode asked for this mode.",
 	ConfiguredDefault: "The webhook is configured with this mode as its default.",
 	MasqueradeSidecar: "A VM with masquerade binding beside an Istio sidecar: the kernel path serves every flow.",
+	ProcessBinding:    "The guest's traffic comes from a process of the pod (passt, slirp), which every mesh redirects by itself.",
 }
