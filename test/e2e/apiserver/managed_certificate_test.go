@@ -1,12 +1,10 @@
 package apiserver
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -19,16 +17,15 @@ import (
 	"testing"
 	"time"
 
+	admissionregistration "k8s.io/api/admissionregistration/v1"
+	appsv1 "k8s.io/api/apps/v1"
 	authentication "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
-	yamlstream "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/yaml"
 
 	"github.com/meshvirt/meshvirt/tools"
 )
@@ -81,13 +78,13 @@ func TestManagedCertificate(t *testing.T) {
 	t.Cleanup(service.close)
 	args := install(t, c, service)
 	kubeconfig := serviceAccountConfig(t, c)
-	var health []string
+	var replicas []*replica
 	for range 2 {
-		reviews, readiness := startReplica(t, c, kubeconfig, args)
-		service.backends, health = append(service.backends, reviews), append(health, readiness)
+		r := startReplica(t, c, kubeconfig, args)
+		replicas, service.backends = append(replicas, r), append(service.backends, r.reviews)
 	}
-	for _, address := range health {
-		awaitReady(t, address)
+	for _, r := range replicas {
+		r.awaitReady(t)
 	}
 	old := caOfSecret(t, c)
 	if err := c.awaitReview(ctx, WebhookName, here, vm.Pod); err != nil {
@@ -136,69 +133,82 @@ func TestManagedCertificate(t *testing.T) {
 		t.Errorf("the API server made %d connections to the webhook, want at least 10", n)
 	}
 	t.Logf("%d pods, %d connections", admitted, service.connections.Load())
+
+	// An upgrade leaves alone what the webhook wrote.
+	for _, r := range replicas {
+		r.stop() // or it would repair what is looked for
+	}
+	before := stored(t, c)
+	helm(t, c, "upgrade", "--set=webhook.timeoutSeconds=7")
+	after := stored(t, c)
+	if *after.TimeoutSeconds != 7 {
+		t.Errorf("helm upgrade left timeoutSeconds at %d, want 7", *after.TimeoutSeconds)
+	}
+	if len(before.ClientConfig.CABundle) == 0 || !bytes.Equal(before.ClientConfig.CABundle, after.ClientConfig.CABundle) {
+		t.Errorf("helm upgrade changed caBundle from\n%s\nto\n%s", before.ClientConfig.CABundle, after.ClientConfig.CABundle)
+	}
 }
 
-// install creates what the chart renders with its default values, but for pods, and gives the arguments of the
-// webhook's container. The Service leads to this machine.
+// install installs the chart with its default values by helm, and gives the arguments of the webhook's container.
+// The Service leads to this machine then.
 func install(t *testing.T, c *Cluster, service *frontEnd) (args []string) {
+	t.Helper()
+	helm(t, c, "install")
+	key := client.ObjectKey{Namespace: WebhookNamespace, Name: serviceName}
+	deployment := &appsv1.Deployment{}
+	if err := c.Client.Get(t.Context(), key, deployment); err != nil {
+		t.Fatal(err)
+	}
+	object := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}
+	// API servers follow such a Service when they call a webhook, and check the certificate for the Service's name.
+	patch := `{"spec":{"type":"ExternalName","externalName":"localhost","clusterIP":null,"clusterIPs":null}}`
+	if err := c.Client.Patch(t.Context(), object, client.RawPatch(types.MergePatchType, []byte(patch))); err != nil {
+		t.Fatal(err)
+	}
+	repoint(t, c, service.listen(t))
+	return deployment.Spec.Template.Spec.Containers[0].Args
+}
+
+// helm runs the subcommand for the chart as an administrator.
+func helm(t *testing.T, c *Cluster, subcommand string, args ...string) {
 	t.Helper()
 	root, err := tools.Root()
 	if err != nil {
 		t.Fatal(err)
 	}
-	helm, err := tools.Helm()
+	program, err := tools.Helm()
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.Command(helm, "template", serviceName, filepath.Join(root, "charts", "meshvirt"), "--namespace="+WebhookNamespace, "--kube-version=1.37.1").Output()
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-		t.Fatalf("%v\n%s", err, exit.Stderr)
-	} else if err != nil {
+	home := t.TempDir()
+	kubeconfig := filepath.Join(home, "kubeconfig")
+	if err := os.WriteFile(kubeconfig, c.env.KubeConfig, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for documents := yamlstream.NewYAMLReader(bufio.NewReader(bytes.NewReader(out))); ; {
-		document, err := documents.Read()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		object := &unstructured.Unstructured{}
-		if err := errors.Join(err, yaml.Unmarshal(document, object)); err != nil {
-			t.Fatal(err)
-		}
-		switch object.GetKind() {
-		case "PodDisruptionBudget":
-			continue
-		case "Deployment":
-			containers, _, err := unstructured.NestedSlice(object.Object, "spec", "template", "spec", "containers")
-			if err != nil || len(containers) != 1 {
-				t.Fatalf("%d containers (%v), want 1", len(containers), err)
-			}
-			if args, _, err = unstructured.NestedStringSlice(containers[0].(map[string]any), "args"); err != nil {
-				t.Fatal(err)
-			}
-			continue
-		case "Service":
-			object.Object["spec"] = map[string]any{"type": string(corev1.ServiceTypeExternalName), "externalName": "localhost"}
-		}
-		if err := c.Client.Create(t.Context(), object); err != nil {
-			t.Fatalf("%s: %v", object.GetKind(), err)
-		}
+	cmd := exec.Command(program, append([]string{
+		subcommand, serviceName, filepath.Join(root, "charts", "meshvirt"), "--namespace=" + WebhookNamespace, "--kubeconfig=" + kubeconfig,
+	}, args...)...)
+	cmd.Env = append(os.Environ(), "HELM_CACHE_HOME="+home, "HELM_CONFIG_HOME="+home, "HELM_DATA_HOME="+home)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("helm %s: %v\n%s", subcommand, err, out)
 	}
-	if len(args) == 0 {
-		t.Fatal("the chart renders no arguments")
+}
+
+// stored gives the webhook as the API server has it.
+func stored(t *testing.T, c *Cluster) admissionregistration.MutatingWebhook {
+	t.Helper()
+	configuration := &admissionregistration.MutatingWebhookConfiguration{}
+	if err := c.Client.Get(t.Context(), client.ObjectKey{Name: configurationName}, configuration); err != nil {
+		t.Fatal(err)
 	}
-	repoint(t, c, service.listen(t))
-	return args
+	return configuration.Webhooks[0]
 }
 
 // repoint makes the API server call the Service's port.
 func repoint(t *testing.T, c *Cluster, port int) {
 	t.Helper()
 	patch := fmt.Sprintf(`[{"op":"replace","path":"/webhooks/0/clientConfig/service/port","value":%d}]`, port)
-	object := &unstructured.Unstructured{}
-	object.SetAPIVersion("admissionregistration.k8s.io/v1")
-	object.SetKind("MutatingWebhookConfiguration")
-	object.SetName(configurationName)
+	object := &admissionregistration.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: configurationName}}
 	if err := c.Client.Patch(t.Context(), object, client.RawPatch(types.JSONPatchType, []byte(patch))); err != nil {
 		t.Fatal(err)
 	}
@@ -223,43 +233,54 @@ func serviceAccountConfig(t *testing.T, c *Cluster) (file string) {
 	return file
 }
 
-// startReplica starts cmd/webhook until the test ends and gives its addresses.
-func startReplica(t *testing.T, c *Cluster, kubeconfig string, args []string) (reviews, health string) {
+// replica is a process of cmd/webhook.
+type replica struct {
+	reviews, health string // addresses
+	stop            func()
+}
+
+// startReplica starts cmd/webhook; it is stopped when the test ends, if not before.
+func startReplica(t *testing.T, c *Cluster, kubeconfig string, args []string) *replica {
 	t.Helper()
 	program, err := c.program()
 	if err != nil {
 		t.Fatal(err)
 	}
-	reviews, health, _, err = freeAddresses()
-	if err != nil {
+	r := &replica{}
+	if r.reviews, r.health, _, err = freeAddresses(); err != nil {
 		t.Fatal(err)
 	}
-	process := exec.Command(program, slices.Concat(args, []string{"--listen=" + reviews, "--health-listen=" + health, "--metrics-listen="})...)
+	process := exec.Command(program, slices.Concat(args, []string{"--listen=" + r.reviews, "--health-listen=" + r.health, "--metrics-listen="})...)
 	process.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig)
 	var log bytes.Buffer
 	process.Stdout, process.Stderr = &log, &log
 	if err := process.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	release, err := guard(process.Process.Pid)
+	r.stop = sync.OnceFunc(func() {
 		_ = process.Process.Kill()
 		_ = process.Wait()
-		if t.Failed() {
-			t.Logf("log of the webhook at %s\n%s", reviews, &log)
+		if err == nil {
+			release()
 		}
 	})
-	release, err := guard(process.Process.Pid)
+	t.Cleanup(func() {
+		r.stop()
+		if t.Failed() {
+			t.Logf("log of the webhook at %s\n%s", r.reviews, &log)
+		}
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(release)
-	return reviews, health
+	return r
 }
 
-func awaitReady(t *testing.T, health string) {
+func (r *replica) awaitReady(t *testing.T) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(poll) {
-		_, err := get(t.Context(), "http://"+health+"/readyz")
+		_, err := get(t.Context(), "http://"+r.health+"/readyz")
 		if err == nil {
 			return
 		}
