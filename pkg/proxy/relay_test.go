@@ -253,14 +253,14 @@ func TestResetWithoutError(t *testing.T) {
 		held, release := make(chan bool), make(chan bool)
 		l.post(t.Context(), func() {
 			close(held)
-			<-release
+			<-release // until then the loop sees nothing
 			for _, e := range l.ends {
 				if e != nil && e == &e.flow.client {
 					taken = sockopt.Error(e.fd)
 				}
 			}
 		})
-		<-held // the loop sees nothing of what follows
+		<-held
 		c.SetLinger(0)
 		c.Close()
 		close(release)
@@ -271,6 +271,37 @@ func TestResetWithoutError(t *testing.T) {
 			t.Errorf("the test took %v (%v), want %v", taken, err, unix.ECONNRESET)
 		}
 	})
+}
+
+// A connection may get the descriptors of one that ended in the same round of the loop, for which
+// events are still to come. They are not its own.
+func TestStaleEvent(t *testing.T) {
+	r := start(t, Config{})
+	p := paths()[0]
+	reset := make(chan bool)
+	old := p.dial(t, p.server.listen(t, func(c *net.TCPConn) {
+		ping(t, c)
+		<-reset
+		c.SetLinger(0)
+		c.Close()
+		reset <- true
+	}))
+	io.CopyN(old, old, 4)
+	port := p.server.listen(t, echo)
+
+	held, release := make(chan bool), make(chan bool)
+	r.loops[0].post(t.Context(), func() {
+		close(held)
+		<-release
+	})
+	<-held // what follows is one batch of events, in this order
+	old.SetLinger(0)
+	old.Close()
+	c := p.dial(t, port)
+	reset <- true
+	<-reset
+	close(release)
+	ping(t, c)
 }
 
 // Pipes are few, are used again, and never with somebody else's bytes in them.
@@ -339,10 +370,8 @@ func TestBackPressure(t *testing.T) {
 		}
 		await(t, "a loop that sleeps", func() bool {
 			wakeups := r.metric("loop_wakeups_total")
-			for range 10 { // each look wakes it once or twice
-				r.get("/livez")
-			}
-			return r.metric("loop_wakeups_total")-wakeups < 30
+			time.Sleep(100 * time.Millisecond)
+			return r.metric("loop_wakeups_total")-wakeups < 10 // the look itself wakes it
 		})
 		close(release)
 		var want []string
