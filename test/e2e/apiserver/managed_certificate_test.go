@@ -222,7 +222,7 @@ func serviceAccountConfig(t *testing.T, c *Cluster) (file string) {
 		t.Fatal(err)
 	}
 	config := clientcmdapi.NewConfig()
-	config.Clusters["test"] = &clientcmdapi.Cluster{Server: "https://" + c.env.ControlPlane.GetAPIServer().SecureServing.ListenAddr.HostPort(), CertificateAuthorityData: c.env.Config.CAData}
+	config.Clusters["test"] = &clientcmdapi.Cluster{Server: c.env.Config.Host, CertificateAuthorityData: c.env.Config.CAData}
 	config.AuthInfos["test"] = &clientcmdapi.AuthInfo{Token: request.Status.Token}
 	config.Contexts["test"] = &clientcmdapi.Context{Cluster: "test", AuthInfo: "test"}
 	config.CurrentContext = "test"
