@@ -85,6 +85,7 @@ var steps = []Step{
 	{"move the interface", moveInterface},
 	{"inject the rules", injectRules},
 	{"inject the proxy", injectProxy},
+	{"say what is around the pod", sayFacts},
 	{"write the status", writeStatus},
 	{"record what was there before", writeRecord},
 }
@@ -133,7 +134,7 @@ var (
 // value wanted.
 func Apply(pod *corev1.Pod, facts Facts, cfg Config) (*corev1.Pod, Report, field.ErrorList) {
 	s := &state{before: pod, cfg: cfg, facts: facts, report: Report{Mode: plan.Off}}
-	if s.report.Reason = notOurs(pod); s.report.Reason != "" {
+	if s.report.Reason = notOurs(pod, facts); s.report.Reason != "" {
 		return pod, s.report, nil
 	}
 	out := copyForSteps(pod)
@@ -149,12 +150,12 @@ func Apply(pod *corev1.Pod, facts Facts, cfg Config) (*corev1.Pod, Report, field
 }
 
 // notOurs is the cheap part of the decision, made before the pod is copied.
-func notOurs(pod *corev1.Pod) Reason {
+func notOurs(pod *corev1.Pod, facts Facts) Reason {
 	chosen := func(v string) bool {
 		return pod.Annotations[annotations.Inject] == v || pod.Labels[annotations.Inject] == v
 	}
 	switch {
-	case chosen("false"):
+	case chosen("false"), facts.NamespaceLabels[annotations.Inject] == injectDisabled:
 		return OptedOut
 	case pod.Labels["kubevirt.io"] != "virt-launcher" && !chosen("true"):
 		return NotVirtLauncher

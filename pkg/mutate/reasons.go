@@ -31,7 +31,7 @@ const (
 var ReasonTexts = map[Reason]string{
 	NotVirtLauncher:    `The pod is neither a virt-launcher pod (label kubevirt.io: virt-launcher) nor opted in (meshvirt.io/inject: "true").`,
 	HostNetwork:        "The pod uses the node's network; rules written there would hit every pod of the node.",
-	OptedOut:           `The pod opted out (meshvirt.io/inject: "false" or meshvirt.io/mode: off).`,
+	OptedOut:           `The pod opted out (meshvirt.io/inject: "false" or meshvirt.io/mode: off), or its namespace did (label meshvirt.io/inject: disabled).`,
 	NoMesh:             "No mesh that MeshVirt can adapt has injected its proxy into the pod.",
 	NoInterception:     "The mesh does not redirect this pod's traffic (Istio's interceptionMode NONE, Consul without transparent proxy).",
 	MeshUnsupported:    "The mesh (Linkerd, Kuma, Consul) is recognised, but not adapted yet; a warning says what happens to the VM there and what helps.",

@@ -19,6 +19,8 @@ type status struct {
 	// Interfaces are the guest's. Adaptation removes them from the mesh's settings, where it found
 	// them; from here they are known when the pod is admitted again.
 	Interfaces []string `json:"interfaces"`
+	// Facts is "vmi" if the VMI was known, else "pod".
+	Facts string `json:"facts"`
 }
 
 // previousStatus reads what an earlier admission wrote. What does not parse was not written by us
@@ -38,6 +40,7 @@ func writeStatus(pod *corev1.Pod, s *state) Reason {
 		Mode:       s.report.Mode,
 		Reason:     s.report.Reason,
 		Interfaces: s.interfaces,
+		Facts:      s.knownBy(),
 	})
 	if err != nil { // strings only: cannot happen
 		panic(err)

@@ -14,6 +14,9 @@ import (
 
 func readSettings(pod *corev1.Pod, s *state) Reason {
 	s.previous = previousStatus(pod)
+	if s.facts.VMI == nil {
+		s.facts.VMI = recall(pod, s.previous)
+	}
 	settings, warnings, errs := annotations.Parse(userAnnotations(pod, s.facts.VMI), annotationsPath)
 	s.settings = settings
 	s.report.Warnings = append(s.report.Warnings, warnings...)

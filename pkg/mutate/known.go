@@ -1,0 +1,107 @@
+package mutate
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/templates"
+)
+
+// What a pod was decided by, as meshvirt.io/status says.
+const (
+	factsVMI = "vmi" // the VirtualMachineInstance, now or in an earlier admission
+	factsPod = "pod"
+)
+
+// Labels of the pod's namespace.
+const (
+	injectDisabled = "disabled" // of annotations.Inject
+	podSecurity    = "pod-security.kubernetes.io/enforce"
+)
+
+// recall gives what an earlier admission of the same pod knew of the VMI, as far as its plan and status
+// tell: an admission that knows less must not undo what that one did. Where the pod has an annotation
+// itself, that counts. Nil if there was none, or if it was of another release.
+func recall(pod *corev1.Pod, was status) *VMI {
+	if was.Facts != factsVMI {
+		return nil
+	}
+	vmi := &VMI{Annotations: map[string]string{}}
+	if was.Reason == Requested {
+		vmi.Annotations[annotations.Mode] = string(was.Mode)
+	}
+	if was.Mode == plan.Process {
+		if was.Reason == ProcessBinding {
+			vmi.Binding = BindingPasst // or slirp, which means the same
+		}
+		return vmi
+	}
+	i := container(pod.Spec.InitContainers, templates.RulesName)
+	if i < 0 {
+		return nil
+	}
+	p, err := plan.Decode(environment(&pod.Spec.InitContainers[i])[plan.Env])
+	if err != nil {
+		return nil
+	}
+	vmi.Binding, vmi.PodInterface, vmi.TCP, vmi.UDP = BindingMasquerade, p.PodInterface, p.Guest.TCP, p.Guest.UDP
+	set := func(key string, list []string) {
+		if len(list) > 0 {
+			vmi.Annotations[key] = strings.Join(list, ",")
+		}
+	}
+	set(annotations.Interfaces, p.Interfaces)
+	guest := words(p.Guest.IPv4, p.Guest.IPv6)
+	if !p.Guest.IPv4.IsValid() {
+		guest = guest[1:]
+	} else if !p.Guest.IPv6.IsValid() {
+		guest = guest[:1]
+	}
+	set(annotations.GuestAddresses, guest)
+	// The mesh's own are among these, which changes nothing: the pod still names them, and each counts once.
+	set(annotations.ExcludeOutboundCIDRs, words(p.Outbound.ExcludeCIDRs...))
+	set(annotations.ExcludeOutboundPorts, words(p.Outbound.ExcludePorts...))
+	set(annotations.ExcludeInboundPorts, words(p.Inbound.ExcludePorts...))
+	if set(annotations.IncludeOutboundCIDRs, words(p.Outbound.IncludeCIDRs...)); p.Outbound.All {
+		vmi.Annotations[annotations.IncludeOutboundCIDRs] = "*"
+	}
+	return vmi
+}
+
+func words[T any](list ...T) []string {
+	var out []string
+	for _, e := range list {
+		out = append(out, fmt.Sprint(e))
+	}
+	return out
+}
+
+// sayFacts warns of what is around an adapted pod.
+func sayFacts(pod *corev1.Pod, s *state) Reason {
+	if s.facts.VMI == nil && s.facts.Unknown != "" && pod.Labels["kubevirt.io"] == "virt-launcher" {
+		s.warn("the VirtualMachineInstance is not known (%s): decided by the pod alone", s.facts.Unknown)
+	}
+	level := s.facts.NamespaceLabels[podSecurity]
+	if slices.Contains([]string{"baseline", "restricted"}, level) && container(pod.Spec.InitContainers, templates.RulesName) >= 0 {
+		where := "the namespace"
+		if pod.Namespace != "" {
+			where = "namespace " + pod.Namespace
+		}
+		s.warn("%s enforces Pod Security level %s, which refuses capability NET_ADMIN of init container %s: label it %s=privileged, or leave the VM out by %s: off",
+			where, level, templates.RulesName, podSecurity, annotations.Mode)
+	}
+	return ""
+}
+
+// knownBy is what the pod was decided by.
+func (s *state) knownBy() string {
+	if s.facts.VMI != nil {
+		return factsVMI
+	}
+	return factsPod
+}
