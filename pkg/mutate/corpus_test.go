@@ -21,7 +21,7 @@ import (
 func TestCorpus(t *testing.T) {
 	adapted := 0
 	for _, file := range corpusPods(t) {
-		vmi := readVMI(t, filepath.Join(filepath.Dir(file), "vmi.yaml"))
+		in, vmi := []byte(readYAML(t, file)), readVMI(t, filepath.Join(filepath.Dir(file), "vmi.yaml"))
 		for _, facts := range []Facts{{}, {VMI: vmi}} {
 			for _, mode := range plan.Modes {
 				name := strings.TrimPrefix(file, corpus) + "/" + string(mode)
@@ -30,7 +30,7 @@ func TestCorpus(t *testing.T) {
 				}
 				t.Run(name, func(t *testing.T) {
 					var pod corev1.Pod
-					if err := json.Unmarshal([]byte(readYAML(t, file)), &pod); err != nil {
+					if err := json.Unmarshal(in, &pod); err != nil {
 						t.Fatal(err)
 					}
 					if mode != plan.Auto {
