@@ -8,7 +8,7 @@ failed=
 for package in $(grep -rlE '^func Fuzz' --include='*_test.go' . | xargs -n1 dirname | sort -u); do
 	for target in $(go test -trimpath -list '^Fuzz' "$package" | grep '^Fuzz'); do
 		echo "== $package $target"
-		go test -trimpath -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-1m}" "$package" || failed="$failed $package:$target"
+		go test -trimpath -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-1m}" -fuzzminimizetime 10x "$package" || failed="$failed $package:$target"
 	done
 done
 [ -z "$failed" ] || {
