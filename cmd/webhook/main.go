@@ -69,7 +69,11 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		certificateReady = m.Ready
 	}
 	server := webhook.NewServer(serving)
-	server.Register(admit.Path, admit.New(mutate.Config{Image: o.image, DefaultMode: o.mode}, log, registry))
+	handler := admit.New(mutate.Config{Image: o.image, DefaultMode: o.mode}, log, registry)
+	if handler.Cluster, err = watchCluster(ctx, o, log, registry); err != nil {
+		return err
+	}
+	server.Register(admit.Path, handler)
 
 	health := http.NewServeMux()
 	health.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })

@@ -35,7 +35,7 @@ func TestServesAndStops(t *testing.T) {
 	log := &safeBuffer{}
 	done := make(chan error, 1)
 	go func() {
-		done <- run(ctx, []string{"-listen", listen, "-health-listen", health, "-metrics-listen", metrics, "-cert-dir", dir, "-data-plane-image", "example.com/dataplane:test"}, log)
+		done <- run(ctx, []string{"-listen", listen, "-health-listen", health, "-metrics-listen", metrics, "-cert-dir", dir, "-cluster=false", "-data-plane-image", "example.com/dataplane:test"}, log)
 	}()
 	waitFor(t, done, "http://"+health+"/readyz")
 	if code, body := get(t, "http://"+health+"/healthz"); code != http.StatusOK {
@@ -81,7 +81,7 @@ func TestRefusesFlags(t *testing.T) {
 		"-image-pull-policy Sometimes": `-image-pull-policy is "Sometimes", want Always`,
 		"-data-plane-image=":           "-data-plane-image is empty",
 		"-colour red":                  "not defined: -colour",
-		"-cert-dir x -listen 127.0.0.1:1 -health-listen 127.0.0.1:99999": "-health-listen",
+		"-cluster=false -cert-dir x -listen 127.0.0.1:1 -health-listen 127.0.0.1:99999": "-health-listen",
 		"-namespace=":                "-namespace is empty, want a name, or -cert-dir",
 		"-namespace n -service=":     "-service is empty",
 		"-namespace n -cert-secret=": "-cert-secret is empty",

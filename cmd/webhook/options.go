@@ -28,6 +28,8 @@ type options struct {
 	image templates.Image
 	mode  plan.Mode
 
+	cluster bool
+
 	certDir string
 	// Of the certificate that is made if certDir is empty.
 	namespace, service, certSecret, configuration string
@@ -44,6 +46,8 @@ func parse(args []string, out io.Writer) (*options, error) {
 	flags.StringVar(&o.image.Name, "data-plane-image", templates.DefaultImage, "`image` of the containers that are injected")
 	pull := flags.String("image-pull-policy", "", "pull `policy` of these containers: Always, IfNotPresent, Never or empty")
 	mode := flags.String("default-mode", string(plan.Auto), "`mode` of pods whose annotations name none")
+	flags.BoolVar(&o.cluster, "cluster", true, "watch VirtualMachineInstances and namespaces, and write events;\n"+
+		"if false, the pod alone decides")
 	flags.StringVar(&o.certDir, "cert-dir", "", "`directory` with tls.crt and tls.key, read again when they change;\n"+
 		"empty makes and rotates a certificate, by a CA in a Secret (the flags below)")
 	flags.StringVar(&o.namespace, "namespace", ownNamespace(), "`namespace` of the Secret and the Service; the default is that of the pod")

@@ -34,6 +34,10 @@ const (
 
 // Handler answers reviews of pods. It is safe for concurrent use.
 type Handler struct {
+	// Cluster tells what is known beyond a pod and takes events. Nil, the pod alone decides. It is to be
+	// set before the first review.
+	Cluster *Cluster
+
 	config   mutate.Config
 	log      *slog.Logger
 	requests *prometheus.CounterVec
@@ -123,8 +127,9 @@ func (h *Handler) answer(req *Request, o *outcome) *admissionv1.AdmissionRespons
 	if req.Name == "" {
 		req.Name = pod.GenerateName // for the log: the API server gives the name later
 	}
-	adapted, report, errs := mutate.Apply(&pod, mutate.Facts{}, h.config)
+	adapted, report, errs := mutate.Apply(&pod, h.Cluster.Facts(req.Namespace, &pod), h.config)
 	o.report = report
+	defer func() { h.Cluster.Report(req, &pod, report, o.result, errs.ToAggregate()) }()
 	resp := &admissionv1.AdmissionResponse{Allowed: len(errs) == 0, Warnings: report.Warnings}
 	if len(errs) > 0 {
 		o.result = resultDenied
