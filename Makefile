@@ -44,7 +44,7 @@ fuzz: ## Run each fuzz target for a minute
 	@tools/fuzz.sh
 
 golden: ## Write the golden files again after a wanted change; read the diff
-	go test $(GOFLAGS_BUILD) ./pkg/mutate ./pkg/annotations -run "Golden|Documented" -update
+	go test $(GOFLAGS_BUILD) ./pkg/mutate ./pkg/annotations ./cmd/meshvirt -run "Golden|Documented" -update
 
 clean: ## Remove build/
 	rm -rf build

@@ -72,9 +72,10 @@ func splitJSON(in []byte) ([]document, error) {
 	}
 }
 
-// write prints d in the form it came in; separated puts a YAML separator in front.
-func (d document) write(out *bytes.Buffer, separated bool) error {
-	if !d.isYAML {
+// write prints d in the form asked for, or else in the form it came in; separated puts a YAML
+// separator in front.
+func (d document) write(out *bytes.Buffer, output form, separated bool) error {
+	if output == asJSON || output == "" && !d.isYAML {
 		if err := json.Indent(out, d.JSON, "", "  "); err != nil {
 			return err
 		}
