@@ -100,6 +100,7 @@ func ReadIstio(in Input) (Capture, error) {
 		DualStack:            r.bool(FlagDualStack),
 		DropInvalid:          r.bool(FlagDropInvalid),
 		NativeNFTables:       r.bool(FlagNativeNFTables),
+		DialsLoopback:        r.release.before(1, 10),
 	}
 	c.GID = r.id(FlagGID, c.UID)
 	if s := r.find(FlagIncludeOutboundCIDRs); strings.TrimSpace(s.value) == "*" {

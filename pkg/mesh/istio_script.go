@@ -43,7 +43,7 @@ func (s script) adapt(c *Capture, args Args, r release) {
 	if s == noScript {
 		return
 	}
-	c.TunnelPort = 0
+	c.TunnelPort, c.DialsLoopback = 0, true
 	if _, ok := args.Value(FlagInboundPort); !ok { // 1.3 has it
 		c.InboundPort = c.OutboundPort
 	}

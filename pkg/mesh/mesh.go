@@ -56,6 +56,9 @@ type Capture struct {
 
 	// OwnPorts are ports on which the mesh's own containers serve the outside.
 	OwnPorts []uint16
+	// DialsLoopback says that the proxy dials the application at 127.0.0.1, not at the pod's address
+	// alone: Istio before 1.10, whose release notes tell of the change.
+	DialsLoopback bool
 	// DualStack says that the mesh was told to write rules for both families.
 	DualStack bool
 	// DNS is set if the pod's DNS queries are captured.

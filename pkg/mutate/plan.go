@@ -51,6 +51,8 @@ func makePlan(pod *corev1.Pod, s *state) Reason {
 			OwnPorts:     ownPorts,
 			DualStack:    c.DualStack,
 			DNS:          c.DNS,
+
+			DialsLoopback: c.DialsLoopback,
 		},
 		Outbound: plan.Outbound{
 			ExcludeCIDRs: union(c.ExcludeOutboundCIDRs, s.settings.ExcludeOutboundCIDRs),
@@ -81,6 +83,9 @@ func makePlan(pod *corev1.Pod, s *state) Reason {
 			StatusPort:   proxyStatusPort,
 			DrainSeconds: drain(pod),
 		}
+	}
+	if !virtLauncher(pod) && p.Mode == plan.Rules {
+		s.warn("mode rules needs net.ipv4.conf.%s.route_localnet=1 in the pod for inbound TCP, which KubeVirt sets on its own bridges; mode nat-proxy needs no such setting", p.Interfaces[0])
 	}
 	s.plan, s.report.Plan = p, &p
 	return ""

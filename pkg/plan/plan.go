@@ -97,6 +97,9 @@ type Mesh struct {
 	// OwnPorts are ports on which the mesh's containers serve the outside themselves: health,
 	// metrics, HBONE (15008, 15020, 15021, 15090). They never go to the guest.
 	OwnPorts []uint16 `json:"ownPorts"`
+	// DialsLoopback says that the mesh's proxy dials what it lets in at 127.0.0.1, where it takes the
+	// application to listen, and not only at the pod's address from 127.0.0.6 (Istio before 1.10).
+	DialsLoopback bool `json:"dialsLoopback,omitempty"`
 	// DualStack says that the mesh was told to serve both families. Without it the mesh serves IPv6
 	// only if its init put ::6 on the loopback device, which cmd/rules observes.
 	DualStack bool `json:"dualStack,omitempty"`

@@ -36,6 +36,9 @@ func meshSource(f family) netip.Addr {
 	return meshLoopback6
 }
 
+// loopback4 is where the first releases of Istio take the application to listen.
+var loopback4 = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+
 // toSelf decides about connections of the pod to its own address, where the guest is the
 // application. deliver says how one that the mesh's proxy lets in reaches the guest.
 func (b *builder) toSelf(c *chain, deliver func(family) word) {
@@ -45,6 +48,10 @@ func (b *builder) toSelf(c *chain, deliver func(family) word) {
 	guest := b.guestTCP
 	if b.Guest.AllPorts() {
 		guest = tcpDport.notIn(b.reserved)
+	}
+	if b.Mesh.DialsLoopback {
+		c.add("the mesh's proxy lets it in to the guest, at 127.0.0.1 where the application would be",
+			b.onLoopback, ipv4.daddr.is(address(loopback4)), skuid.is(uid(b.Mesh.UID)), guest, deliver(ipv4))
 	}
 	for _, f := range families {
 		// Not the proxy's own: the guest's connection to the pod goes out and in through it.
