@@ -62,7 +62,7 @@ func (p Plan) Validate() error {
 			errs = append(errs, fmt.Errorf("plan: "+format, args...))
 		}
 	}
-	want(slices.Contains([]Mode{Native, Rules, NATProxy}, p.Mode), "mode is %q, want %q, %q or %q", p.Mode, Native, Rules, NATProxy)
+	want(slices.Contains([]Mode{Native, Rules, NATProxy, TProxy}, p.Mode), "mode is %q, want %q, %q, %q or %q", p.Mode, Native, Rules, NATProxy, TProxy)
 	want(len(p.Interfaces) > 0, "interfaces is empty, want the guest's virtual interface")
 	for _, name := range append(slices.Clone(p.Interfaces), p.PodInterface) {
 		want(ValidInterface(name), "interface %q, want a name of 1 to 15 characters without '/', ':' and white space", name)
@@ -79,9 +79,13 @@ func (p Plan) Validate() error {
 	}
 	want(!p.Outbound.All || len(p.Outbound.IncludeCIDRs) == 0, "outbound has both all and includeCIDRs")
 	want(!p.Inbound.All || len(p.Inbound.IncludePorts) == 0, "inbound has both all and includePorts")
-	want((p.Proxy != nil) == (p.Mode == NATProxy), "proxy is set: %t, want it in mode %q and in no other", p.Proxy != nil, NATProxy)
+	relayed := p.Mode == NATProxy || p.Mode == TProxy
+	want((p.Proxy != nil) == relayed, "proxy is set: %t, want it in modes %q and %q and in no other", p.Proxy != nil, NATProxy, TProxy)
+	want((p.WatchPort != 0) == (p.Mode == TProxy), "watchPort is %d, want a port in mode %q and 0 in any other", p.WatchPort, TProxy)
 	if x := p.Proxy; x != nil {
-		want(x.UID != 0 && x.UID != p.Mesh.UID && x.UID != p.Mesh.GID, "proxy.uid is %d, want neither root nor the mesh's", x.UID)
+		want((x.UID == 0) == (p.Mode == TProxy), "proxy.uid is %d, want root in mode %q and in no other", x.UID, TProxy)
+		want(x.UID != p.Mesh.UID && x.UID != p.Mesh.GID, "proxy.uid is %d, want another than the mesh's", x.UID)
+		want(p.WatchPort == 0 || p.WatchPort != x.OutboundPort && p.WatchPort != x.InboundPort && p.WatchPort != x.StatusPort, "watchPort is one of proxy's, want another")
 		want(x.OutboundPort != 0 && x.InboundPort != 0 && x.StatusPort != 0, "proxy has a port 0, want three ports")
 		want(x.OutboundPort != x.InboundPort && x.InboundPort != x.StatusPort && x.StatusPort != x.OutboundPort, "proxy uses a port twice")
 		want(x.DrainSeconds >= 0, "proxy.drainSeconds is %d, want 0 or more", x.DrainSeconds)

@@ -38,6 +38,9 @@ const (
 	// NATProxy adds a relay in user space that dials from inside the pod, so that any mesh's
 	// redirection of the pod's own traffic catches it.
 	NATProxy Mode = "nat-proxy"
+	// TProxy is NATProxy with the guest's connections brought to the relay by TPROXY instead of by a
+	// translation of their destination. Its rules must be written again once the interface exists.
+	TProxy Mode = "tproxy"
 	// Process is for a VM whose traffic already comes from a process of the pod (passt, slirp), which any
 	// mesh redirects: nothing is injected, settings that would disturb are removed. It never occurs in a Plan.
 	Process Mode = "process"
@@ -50,7 +53,7 @@ var Modes = []Mode{Auto, Native, Rules, NATProxy, Process, Off}
 type Plan struct {
 	// Release is the MeshVirt version that wrote the plan. Decode compares it with its own.
 	Release string `json:"release"`
-	// Mode is Native, Rules or NATProxy.
+	// Mode is Native, Rules, NATProxy or TProxy.
 	Mode Mode `json:"mode"`
 	// Interfaces are the virtual interfaces that the guest's packets come in by, such as k6t-eth0.
 	// They need not exist yet when rules are written: KubeVirt makes them after init containers ran.
@@ -65,8 +68,11 @@ type Plan struct {
 	Outbound Outbound `json:"outbound"`
 	// Inbound chooses which TCP connections to the pod go through the mesh to the guest.
 	Inbound Inbound `json:"inbound"`
-	// Proxy is set in mode NATProxy only.
+	// Proxy is set in the modes NATProxy and TProxy only.
 	Proxy *Proxy `json:"proxy,omitempty"`
+	// WatchPort serves /readyz and /livez of cmd/rules -watch over HTTP on the pod's addresses. It is
+	// set in mode TProxy only; zero means that the rules are written once.
+	WatchPort uint16 `json:"watchPort,omitempty"`
 }
 
 // Guest describes the virtual machine as the pod's network namespace sees it.
@@ -140,7 +146,8 @@ type Inbound struct {
 
 // Proxy configures cmd/proxy. All its ports are on the pod's addresses, and refused as destinations.
 type Proxy struct {
-	// UID is the user that the proxy runs as: never the mesh's, whose traffic skips redirection.
+	// UID is the user that the proxy runs as: never the mesh's, whose traffic skips redirection. It is
+	// root in mode TProxy, whose listener takes a capability, and in no other.
 	UID uint32 `json:"uid"`
 	// OutboundPort takes the guest's connections, InboundPort those that the mesh's proxy sends to
 	// the guest. StatusPort serves /metrics, /readyz and /livez over HTTP.

@@ -91,8 +91,8 @@ func TestEncodeRefuses(t *testing.T) {
 		want string
 	}{
 		"too large":         {big, "give fewer or wider CIDRs"},
-		"the mesh's uid":    {same, "neither root nor the mesh's"},
-		"no proxy":          {noProxy, `proxy is set: false, want it in mode "nat-proxy"`},
+		"the mesh's uid":    {same, "want another than the mesh's"},
+		"no proxy":          {noProxy, `proxy is set: false, want it in modes "nat-proxy" and "tproxy"`},
 		"no guest address":  {noGuest, "guest has no address"},
 		"no interface":      {noInterface, "interfaces is empty"},
 		"all at once (and)": {Plan{}, "mesh.inboundPort is 0"},

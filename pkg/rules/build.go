@@ -23,6 +23,7 @@ var modes = map[plan.Mode]func(*builder){
 	plan.Native:   native,
 	plan.Rules:    rules,
 	plan.NATProxy: natProxy,
+	plan.TProxy:   tProxy,
 }
 
 // istioPorts are those that Istio reserves in every pod, used or not. Envoy's admin interface is
@@ -91,6 +92,9 @@ func newBuilder(p plan.Plan, pod Pod) *builder {
 	if x := p.Proxy; x != nil {
 		b.ownPorts = append(b.ownPorts, x.StatusPort)
 		taken = append(taken, x.OutboundPort, x.InboundPort)
+	}
+	if p.WatchPort != 0 {
+		b.ownPorts = append(b.ownPorts, p.WatchPort)
 	}
 	b.own = newPortSet("own_ports", "served by the mesh itself, never by the guest", portTableOf(b.ownPorts))
 	b.reserved = newPortSet("reserved_ports", "of the mesh and of MeshVirt", portTableOf(b.ownPorts, taken))

@@ -3,12 +3,15 @@ package rules
 // natProxy leads the guest's connections to our proxy, which dials their destination from inside
 // the pod, so that the redirection of any mesh catches it; and those that the mesh's proxy lets in
 // to our proxy as well, which dials the guest.
-func natProxy(b *builder) {
+func natProxy(b *builder) { b.relayed(redirect(b.Proxy.OutboundPort)) }
+
+// relayed is what nat-proxy and tproxy share: all but how the guest's connections get to our proxy.
+func (b *builder) relayed(toProxy word) {
 	pre := b.chain("prerouting", natPrerouting)
 	fromGuest := b.fromGuest(
 		// The proxy refuses to dial the pod itself; the mesh knows how to loop such a call back.
 		way{why: ", to the pod itself without our proxy", to: []word{toPodItself, redirect(b.Mesh.OutboundPort)}},
-		way{why: ", by our proxy", to: []word{redirect(b.Proxy.OutboundPort)}},
+		way{why: ", by our proxy", to: []word{toProxy}},
 	)
 	fromOutside := b.fromOutside()
 	pre.add("what the guest opens", b.fromVirtual, jump(fromGuest))

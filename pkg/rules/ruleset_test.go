@@ -36,8 +36,11 @@ func examplePlan(mode plan.Mode) plan.Plan {
 		Outbound: plan.Outbound{All: true},
 		Inbound:  plan.Inbound{All: true},
 	}
-	if mode == plan.NATProxy {
+	switch mode {
+	case plan.NATProxy:
 		p.Proxy = &plan.Proxy{UID: 1500, OutboundPort: 15101, InboundPort: 15106, StatusPort: 15120}
+	case plan.TProxy:
+		p.Proxy, p.WatchPort = &plan.Proxy{OutboundPort: 15101, InboundPort: 15106, StatusPort: 15120}, 15121
 	}
 	return p
 }
@@ -92,7 +95,7 @@ func forEachPlan(t *testing.T, f func(t *testing.T, p plan.Plan, pod Pod)) {
 			}
 			return
 		}
-		for _, mode := range []plan.Mode{plan.Native, plan.Rules, plan.NATProxy} {
+		for _, mode := range []plan.Mode{plan.Native, plan.Rules, plan.NATProxy, plan.TProxy} {
 			t.Run(string(mode)+name, func(t *testing.T) {
 				p, pod := examplePlan(mode), Pod{Nameservers: exampleServers}
 				for _, c := range set {
@@ -170,7 +173,7 @@ func TestRandomPlans(t *testing.T) {
 }
 
 func randomPlan(rnd *rand.Rand) (plan.Plan, Pod) {
-	p := examplePlan([]plan.Mode{plan.Native, plan.Rules, plan.NATProxy}[rnd.IntN(3)])
+	p := examplePlan([]plan.Mode{plan.Native, plan.Rules, plan.NATProxy, plan.TProxy}[rnd.IntN(4)])
 	coin := func() bool { return rnd.IntN(2) == 0 }
 	port := func() uint16 {
 		return []uint16{1, 2, 53, 80, 15021, 65534, 65535, uint16(1 + rnd.IntN(65535))}[rnd.IntN(8)]
