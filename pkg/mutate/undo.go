@@ -101,12 +101,12 @@ func reroute(pod *corev1.Pod, c *Changes) {
 	mode, interfaces := adaptation(pod)
 	i := container(pod.Spec.InitContainers, istioInit, istioValidation)
 	switch {
+	case mode == plan.Native || mode == plan.Process: // they give the mesh's own redirection its way, and lose nothing that works
+		c.warn("annotation %s is missing: the mesh's settings stay as mode %s has them, and may differ from what they were", annotations.Undo, mode)
+		return
 	case len(interfaces) == 0 || i < 0:
 		c.warn("annotation %s is missing, and so is the guest's interface in %s or the plan of %s: the mesh's settings stay as they are",
 			annotations.Undo, annotations.Status, templates.RulesName)
-		return
-	case mode == plan.Native: // what was there of the mesh's own reroute is not known, and no harm
-		c.warn("annotation %s is missing: the mesh's settings stay as mode %s has them, and may differ from what they were", annotations.Undo, mode)
 		return
 	}
 	init := &pod.Spec.InitContainers[i]
@@ -116,6 +116,7 @@ func reroute(pod *corev1.Pod, c *Changes) {
 		c.warn("annotation %s is missing, and the arguments of %s cannot be read: %v; the mesh's settings stay as they are", annotations.Undo, init.Name, err)
 		return
 	}
+	args = args.Within(input(pod, i))
 	for _, name := range interfaces {
 		args.Reroute(name)
 		change := mesh.RerouteInterface(pod.Annotations, name)
@@ -138,7 +139,7 @@ func reroute(pod *corev1.Pod, c *Changes) {
 // adaptation reads the mode and the guest's interfaces of an adapted pod: from its status, else from
 // the plan that our container was given.
 func adaptation(pod *corev1.Pod) (plan.Mode, []string) {
-	if s := previousStatus(pod); len(s.Interfaces) > 0 {
+	if s := previousStatus(pod); s.Mode != "" {
 		return s.Mode, s.Interfaces
 	}
 	if i := container(pod.Spec.InitContainers, templates.RulesName); i >= 0 {

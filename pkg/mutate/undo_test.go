@@ -171,6 +171,7 @@ func TestUndoWithoutRecord(t *testing.T) {
 		"status":         {plan.NATProxy, func(*corev1.Pod) {}, true, true, "k6t-eth0 goes back"},
 		"plan":           {plan.Rules, func(p *corev1.Pod) { delete(p.Annotations, annotations.Status) }, true, true, "k6t-eth0 goes back"},
 		"native":         {plan.Native, func(*corev1.Pod) {}, true, false, "mode native"},
+		"process":        {plan.Process, func(*corev1.Pod) {}, false, false, "mode process"},
 		"nothing known":  {plan.Rules, forget, false, false, "stay as they are"},
 		"no mesh either": {plan.Rules, func(p *corev1.Pod) { p.Spec.InitContainers = p.Spec.InitContainers[1:] }, false, false, "stay as they are"},
 		"unreadable":     {plan.Rules, func(p *corev1.Pod) { p.Spec.InitContainers[0].Args = []string{"istio-iptables", "-p"} }, false, false, "cannot be read"},
