@@ -164,6 +164,7 @@ func TestDrawPath(t *testing.T) {
 		"all DNS":                {func(p *plan.Plan) { p.Mesh.DNS = &plan.DNS{Port: 15053, All: true} }, []string{"any server"}, nil},
 		"native": {func(p *plan.Plan) { p.Mode, p.Mesh.DNS = plan.Native, &plan.DNS{Port: 15053} },
 			[]string{"(-k) to :15001", "exclusions do not hold", "one zone"}, []string{"-101", "15053"}},
+		"first Istio":        {func(p *plan.Plan) { p.Mesh.DialsLoopback = true }, []string{"dials 127.0.0.1, or"}, nil},
 		"several interfaces": {func(p *plan.Plan) { p.Interfaces = []string{"k6t-eth0", "k6t-net1"} }, []string{"k6t-eth0,k6t-net1  prerouting -101"}, nil},
 		"an IPv6 guest only": {func(p *plan.Plan) { p.Guest.IPv4 = netip.Addr{} }, []string{"guest fd10:0:2::2"}, []string{"invalid"}},
 		"a long list": {func(p *plan.Plan) {

@@ -139,7 +139,11 @@ func (d *drawing) ingress() {
 	}
 	if in.All || len(in.IncludePorts) > 0 {
 		d.at(d.PodInterface, prerouting, "redirect to :%d", d.Mesh.InboundPort)
-		d.then("%s dials the pod's own address from %s", d.proxy(), d.source())
+		if d.Mesh.DialsLoopback {
+			d.then("%s dials 127.0.0.1, or the pod's own address from %s", d.proxy(), d.source())
+		} else {
+			d.then("%s dials the pod's own address from %s", d.proxy(), d.source())
+		}
 		if d.Proxy != nil {
 			d.at("lo", output, "redirect to :%d, if the guest has the port: %s", d.Proxy.InboundPort, d.guestTCP())
 			d.then("meshvirt-proxy (uid %d) reads the original destination, dials the port at %s", d.Proxy.UID, d.guest())
