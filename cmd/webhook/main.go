@@ -34,6 +34,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	err := run(ctx, os.Args[1:], os.Stderr)
 	if errors.Is(err, flag.ErrHelp) {
 		return
@@ -44,8 +45,8 @@ func main() {
 	}
 }
 
-// run serves until ctx ends. The log goes to out, a JSON object a line.
-func run(ctx context.Context, args []string, out io.Writer) error {
+// run serves until signalled ends, and -shutdown-delay longer. The log goes to out, a JSON object a line.
+func run(signalled context.Context, args []string, out io.Writer) error {
 	o, err := parse(args, out)
 	if err != nil {
 		return err
@@ -53,8 +54,12 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	log := slog.New(slog.NewJSONHandler(out, nil))
 	ctrllog.SetLogger(logr.FromSlogHandler(log.Handler()))
 	klog.SetLogger(logr.FromSlogHandler(log.Handler())) // client-go's
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(signalled))
 	defer cancel(nil)
+	defer context.AfterFunc(signalled, func() {
+		log.Info("stopping", "shutdownDelay", o.shutdownDelay.String())
+		time.AfterFunc(o.shutdownDelay, func() { cancel(nil) })
+	})()
 	// Our own metrics beside controller-runtime's, which are global.
 	registry := prometheus.NewRegistry()
 
@@ -81,6 +86,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		err := certificateReady()
 		if err == nil {
 			err = server.StartedChecker()(r)
+		}
+		if signalled.Err() != nil {
+			err = errors.New("stopping: send no new requests, those that come are answered")
 		}
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)

@@ -19,35 +19,21 @@ import (
 )
 
 func TestServesAndStops(t *testing.T) {
-	dir := t.TempDir()
-	certPEM, keyPEM, err := cert.GenerateSelfSignedCertKey("localhost", []net.IP{net.IPv4(127, 0, 0, 1)}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, b := range map[string][]byte{"tls.crt": certPEM, "tls.key": keyPEM} {
-		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	dir, client := certificate(t)
 	listen, health, metrics := freeAddress(t), freeAddress(t), freeAddress(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	log := &safeBuffer{}
 	done := make(chan error, 1)
 	go func() {
-		done <- run(ctx, []string{"-listen", listen, "-health-listen", health, "-metrics-listen", metrics, "-cert-dir", dir, "-cluster=false", "-data-plane-image", "example.com/dataplane:test"}, log)
+		done <- run(ctx, []string{"-listen", listen, "-health-listen", health, "-metrics-listen", metrics, "-cert-dir", dir, "-cluster=false", "-shutdown-delay=1ms", "-data-plane-image", "example.com/dataplane:test"}, log)
 	}()
-	waitFor(t, done, "http://"+health+"/readyz")
+	waitFor(t, done, "http://"+health+"/readyz", http.StatusOK)
 	if code, body := get(t, "http://"+health+"/healthz"); code != http.StatusOK {
 		t.Errorf("/healthz: %d %s", code, body)
 	}
 
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(certPEM)
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}, Timeout: 10 * time.Second}
-	review := `{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{"uid":"1","kind":{"version":"v1","kind":"Pod"},"operation":"CREATE",
-		"object":{"metadata":{"labels":{"kubevirt.io":"virt-launcher"},"annotations":{"meshvirt.io/mode":"teleport"}},"spec":{"containers":[{"name":"compute"}]}}}}`
-	resp, err := client.Post("https://"+listen+"/mutate", "application/json", strings.NewReader(review))
+	resp, err := client.Post("https://"+listen+"/mutate", "application/json", strings.NewReader(badReview))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,6 +59,28 @@ func TestServesAndStops(t *testing.T) {
 	}
 }
 
+// badReview asks about a pod that is denied.
+const badReview = `{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{"uid":"1","kind":{"version":"v1","kind":"Pod"},"operation":"CREATE",
+	"object":{"metadata":{"labels":{"kubevirt.io":"virt-launcher"},"annotations":{"meshvirt.io/mode":"teleport"}},"spec":{"containers":[{"name":"compute"}]}}}}`
+
+// certificate writes a certificate into a new directory, and gives a client that trusts it.
+func certificate(t *testing.T) (dir string, client *http.Client) {
+	t.Helper()
+	certPEM, keyPEM, err := cert.GenerateSelfSignedCertKey("localhost", []net.IP{net.IPv4(127, 0, 0, 1)}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir = t.TempDir()
+	for name, b := range map[string][]byte{"tls.crt": certPEM, "tls.key": keyPEM} {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(certPEM)
+	return dir, &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}, Timeout: 10 * time.Second}
+}
+
 func TestRefusesFlags(t *testing.T) {
 	for args, want := range map[string]string{
 		"-listen 9443":                 `-listen is "9443": want host:port`,
@@ -80,6 +88,7 @@ func TestRefusesFlags(t *testing.T) {
 		"-default-mode teleport":       `-default-mode is "teleport", want one of`,
 		"-image-pull-policy Sometimes": `-image-pull-policy is "Sometimes", want Always`,
 		"-data-plane-image=":           "-data-plane-image is empty",
+		"-shutdown-delay -1s":          "-shutdown-delay is -1s, want no time below zero",
 		"-colour red":                  "not defined: -colour",
 		"-cluster=false -cert-dir x -listen 127.0.0.1:1 -health-listen 127.0.0.1:99999": "-health-listen",
 		"-namespace=":                "-namespace is empty, want a name, or -cert-dir",
@@ -103,7 +112,8 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-func waitFor(t *testing.T, done <-chan error, url string) {
+// waitFor waits until url answers with the code.
+func waitFor(t *testing.T, done <-chan error, url string, code int) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
 		select {
@@ -113,12 +123,12 @@ func waitFor(t *testing.T, done <-chan error, url string) {
 		}
 		if resp, err := http.Get(url); err == nil {
 			_ = resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
+			if resp.StatusCode == code {
 				return
 			}
 		}
 	}
-	t.Fatalf("%s is not answered", url)
+	t.Fatalf("%s does not answer %d", url, code)
 }
 
 func get(t *testing.T, url string) (int, string) {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -30,6 +31,8 @@ type options struct {
 
 	cluster bool
 
+	shutdownDelay time.Duration
+
 	certDir string
 	// Of the certificate that is made if certDir is empty.
 	namespace, service, certSecret, configuration string
@@ -48,6 +51,8 @@ func parse(args []string, out io.Writer) (*options, error) {
 	mode := flags.String("default-mode", string(plan.Auto), "`mode` of pods whose annotations name none")
 	flags.BoolVar(&o.cluster, "cluster", true, "watch VirtualMachineInstances and namespaces, and write events;\n"+
 		"if false, the pod alone decides")
+	flags.DurationVar(&o.shutdownDelay, "shutdown-delay", 0, "`time` to go on serving after SIGTERM, while /readyz says 503: API servers\n"+
+		"need a moment to learn that a pod is going")
 	flags.StringVar(&o.certDir, "cert-dir", "", "`directory` with tls.crt and tls.key, read again when they change;\n"+
 		"empty makes and rotates a certificate, by a CA in a Secret (the flags below)")
 	flags.StringVar(&o.namespace, "namespace", ownNamespace(), "`namespace` of the Secret and the Service; the default is that of the pod")
@@ -67,6 +72,9 @@ func parse(args []string, out io.Writer) (*options, error) {
 	}
 	if !slices.Contains([]corev1.PullPolicy{"", corev1.PullAlways, corev1.PullIfNotPresent, corev1.PullNever}, o.image.PullPolicy) {
 		return nil, fmt.Errorf("-image-pull-policy is %q, want Always, IfNotPresent, Never or nothing", *pull)
+	}
+	if o.shutdownDelay < 0 {
+		return nil, fmt.Errorf("-shutdown-delay is %v, want no time below zero", o.shutdownDelay)
 	}
 	if o.image.Name == "" {
 		return nil, errors.New("-data-plane-image is empty, want an image")
