@@ -12,8 +12,9 @@ type Evidence struct {
 	Input
 	// Mode is the one that the pod got.
 	Mode plan.Mode
-	// Outbound is what the plan says; of interest in mode native, which has no rules for it.
-	Outbound plan.Outbound
+	// Plan is what was decided, empty if nothing was injected; of interest in mode native, which has no
+	// rules for most of it.
+	Plan plan.Plan
 	// RestartPolicy tells that istio-init or istio-validation has one: they run once.
 	RestartPolicy bool
 	// MixedVolumes have an image and another source, which no pod may have.
@@ -85,10 +86,28 @@ var Issues = []Issue{
 		Name: "NativeIgnoresExclusions",
 		shows: func(e Evidence) bool {
 			// 15020 is istio-cni's default, and no port of a peer.
-			ports := slices.DeleteFunc(slices.Clone(e.Outbound.ExcludePorts), func(p uint16) bool { return p == IstioAgentPort })
-			return e.Mode == plan.Native && len(ports)+len(e.Outbound.ExcludeCIDRs) > 0
+			ports := slices.DeleteFunc(slices.Clone(e.Plan.Outbound.ExcludePorts), func(p uint16) bool { return p == IstioAgentPort })
+			return e.Mode == plan.Native && len(ports)+len(e.Plan.Outbound.ExcludeCIDRs) > 0
 		},
 		What: "in mode native outbound exclusions do not hold for the guest: Istio applies them to the pod's own processes only",
+		Fix:  "use mode rules or nat-proxy",
+	},
+	{
+		Name: "NativeRefuses",
+		shows: func(e Evidence) bool {
+			return e.Mode == plan.Native && e.Annotations[annotationInject] == "true" && len(e.Plan.Guest.UDP)+len(e.Plan.Inbound.ExcludePorts) > 0
+		},
+		What: "in mode native inbound UDP, and TCP to excluded inbound ports, is refused: KubeVirt leaves both to the pod in its Istio mode",
+		Fix:  "use mode rules or nat-proxy",
+	},
+	{
+		Name: "NativeSSH",
+		shows: func(e Evidence) bool {
+			ssh := func(r plan.PortRange) bool { return r.Contains(22) }
+			return e.Mode == plan.Native && e.Annotations[annotationInject] == "true" &&
+				(e.Plan.Guest.AllPorts() || slices.ContainsFunc(e.Plan.Guest.TCP, ssh))
+		},
+		What: "in mode native KubeVirt forwards inbound port 22 to the guest past the mesh: neither mTLS nor authorization policies hold for SSH to the VM",
 		Fix:  "use mode rules or nat-proxy",
 	},
 }

@@ -22,7 +22,8 @@ func TestKnownIssues(t *testing.T) {
 	init.CNI = false
 	asked := image("1.26.8")
 	asked.Annotations = map[string]string{annotationInject: "true"}
-	ports := func(p ...uint16) plan.Outbound { return plan.Outbound{ExcludePorts: p} }
+	web := plan.Guest{TCP: []plan.PortRange{plan.Port(80)}}
+	ports := func(p ...uint16) plan.Plan { return plan.Plan{Guest: web, Outbound: plan.Outbound{ExcludePorts: p}} }
 
 	for _, c := range []struct {
 		name string
@@ -46,13 +47,16 @@ func TestKnownIssues(t *testing.T) {
 		{"port 22, left alone", Evidence{Input: image("1.12.9"), Mode: plan.Off}, nil},
 		{"port 22 since 1.13", Evidence{Input: image("1.13.0"), Mode: plan.Rules}, nil},
 		{"port 22 in 0.7", Evidence{Input: image("0.7.1"), Mode: plan.Rules}, nil},
-		{"native, KubeVirt asked", Evidence{Input: asked, Mode: plan.Native}, nil},
+		{"native, KubeVirt asked", Evidence{Input: asked, Mode: plan.Native, Plan: ports()}, nil},
+		{"native, all ports", Evidence{Input: asked, Mode: plan.Native}, []string{"NativeSSH"}},
+		{"native, UDP", Evidence{Input: asked, Mode: plan.Native, Plan: plan.Plan{Guest: plan.Guest{UDP: []plan.PortRange{plan.Port(53)}}}}, []string{"NativeRefuses"}},
+		{"native, an excluded port that is a range's", Evidence{Input: asked, Mode: plan.Native, Plan: plan.Plan{Guest: plan.Guest{TCP: []plan.PortRange{{First: 20, Last: 25}}}, Inbound: plan.Inbound{ExcludePorts: []uint16{21}}}}, []string{"NativeRefuses", "NativeSSH"}},
 		{"native, KubeVirt not asked", Evidence{Input: image("1.26.8"), Mode: plan.Native}, []string{"KubeVirtIgnoresMesh"}},
-		{"native, excluded port", Evidence{Input: asked, Mode: plan.Native, Outbound: ports(15020, 3306)}, []string{"NativeIgnoresExclusions"}},
-		{"native, istio-cni's default", Evidence{Input: asked, Mode: plan.Native, Outbound: ports(15020)}, nil},
-		{"native, excluded CIDR", Evidence{Input: asked, Mode: plan.Native, Outbound: plan.Outbound{ExcludeCIDRs: prefixes("10.0.0.0/8")}}, []string{"NativeIgnoresExclusions"}},
-		{"rules, excluded port", Evidence{Input: asked, Mode: plan.Rules, Outbound: ports(3306)}, nil},
-		{"native in 1.0", Evidence{Input: Input{Image: "proxy_init:1.0.6", Annotations: asked.Annotations}, Mode: plan.Native}, []string{"NoReroute", "PortSSHExempt"}},
+		{"native, excluded port", Evidence{Input: asked, Mode: plan.Native, Plan: ports(15020, 3306)}, []string{"NativeIgnoresExclusions"}},
+		{"native, istio-cni's default", Evidence{Input: asked, Mode: plan.Native, Plan: ports(15020)}, nil},
+		{"native, excluded CIDR", Evidence{Input: asked, Mode: plan.Native, Plan: plan.Plan{Guest: web, Outbound: plan.Outbound{ExcludeCIDRs: prefixes("10.0.0.0/8")}}}, []string{"NativeIgnoresExclusions"}},
+		{"rules, excluded port", Evidence{Input: asked, Mode: plan.Rules, Plan: ports(3306)}, nil},
+		{"native in 1.0", Evidence{Input: Input{Image: "proxy_init:1.0.6", Annotations: asked.Annotations}, Mode: plan.Native, Plan: ports()}, []string{"NoReroute", "PortSSHExempt"}},
 	} {
 		var got []string
 		for _, i := range KnownIssues(c.e) {

@@ -146,7 +146,7 @@ func (s *state) warnOfMesh(pod *corev1.Pod) {
 	if init < 0 {
 		return
 	}
-	e := mesh.Evidence{Input: input(pod, init), Mode: s.report.Mode, Outbound: s.plan.Outbound}
+	e := mesh.Evidence{Input: input(pod, init), Mode: s.report.Mode, Plan: s.plan}
 	e.RestartPolicy = pod.Spec.InitContainers[init].RestartPolicy != nil
 	for _, v := range pod.Spec.Volumes {
 		only := corev1.VolumeSource{Image: v.Image}
