@@ -141,7 +141,7 @@ func TestDrawPath(t *testing.T) {
 		return plan.Plan{
 			Mode: plan.Rules, Interfaces: []string{"k6t-eth0"}, PodInterface: "eth0",
 			Guest:    plan.Guest{IPv4: netip.MustParseAddr("10.0.2.2"), IPv6: netip.MustParseAddr("fd10:0:2::2")},
-			Mesh:     plan.Mesh{OutboundPort: 15001, InboundPort: 15006, UID: 1337, OwnPorts: []uint16{15021}},
+			Mesh:     plan.Mesh{OutboundPort: 15001, InboundPort: 15006, UID: 1337, GID: 1337, OwnPorts: []uint16{15021}},
 			Outbound: plan.Outbound{All: true}, Inbound: plan.Inbound{All: true},
 		}
 	}
@@ -164,7 +164,11 @@ func TestDrawPath(t *testing.T) {
 		"all DNS":                {func(p *plan.Plan) { p.Mesh.DNS = &plan.DNS{Port: 15053, All: true} }, []string{"any server"}, nil},
 		"native": {func(p *plan.Plan) { p.Mode, p.Mesh.DNS = plan.Native, &plan.DNS{Port: 15053} },
 			[]string{"(-k) to :15001", "exclusions do not hold", "one zone"}, []string{"-101", "15053"}},
-		"first Istio":        {func(p *plan.Plan) { p.Mesh.DialsLoopback = true }, []string{"dials 127.0.0.1, or"}, nil},
+		"first Istio": {func(p *plan.Plan) { p.Mesh.DialsLoopback = true }, []string{"dials 127.0.0.1, or"}, nil},
+		"tproxy": {func(p *plan.Plan) {
+			p.Mode, p.WatchPort = plan.TProxy, 15121
+			p.Proxy = &plan.Proxy{OutboundPort: 15101, InboundPort: 15106, StatusPort: 15120}
+		}, []string{"tproxy to :15101", "redirect to :15106", "TCP port 15021, 15120, 15121"}, []string{"redirect to :15101"}},
 		"several interfaces": {func(p *plan.Plan) { p.Interfaces = []string{"k6t-eth0", "k6t-net1"} }, []string{"k6t-eth0,k6t-net1  prerouting -101"}, nil},
 		"an IPv6 guest only": {func(p *plan.Plan) { p.Guest.IPv4 = netip.Addr{} }, []string{"guest fd10:0:2::2"}, []string{"invalid"}},
 		"a long list": {func(p *plan.Plan) {

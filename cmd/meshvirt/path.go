@@ -105,11 +105,17 @@ func (d *drawing) egress() {
 		d.flow("egress", "no TCP of the guest goes into the mesh: nothing is included")
 	}
 	if out.All || len(out.IncludeCIDRs)+len(out.IncludePorts) > 0 {
-		if d.Proxy != nil {
+		switch {
+		case d.Mode == plan.TProxy:
+			d.at(d.bridge, prerouting, "mark and freeze: the destination stays")
+			d.at(d.bridge, "prerouting", "tproxy to :%d, first of all chains or, without br_netfilter, at -99", d.Proxy.OutboundPort)
+			d.then("meshvirt-proxy (uid %d) is called as the peer, dials it from the pod", d.Proxy.UID)
+			d.at("", meshOutput, "the mesh's redirect to :%d", d.Mesh.OutboundPort)
+		case d.Proxy != nil:
 			d.at(d.bridge, prerouting, "redirect to :%d", d.Proxy.OutboundPort)
 			d.then("meshvirt-proxy (uid %d) reads the original destination, dials it from the pod", d.Proxy.UID)
 			d.at("", meshOutput, "the mesh's redirect to :%d", d.Mesh.OutboundPort)
-		} else {
+		default:
 			d.at(d.bridge, prerouting, "redirect to :%d", d.Mesh.OutboundPort)
 		}
 		d.then("%s dials the peer from the pod's address -> %s -> peer", d.proxy(), d.PodInterface)
@@ -219,6 +225,9 @@ func (d *drawing) ownPorts() []uint16 {
 	own := slices.Clone(d.Mesh.OwnPorts)
 	if d.Proxy != nil {
 		own = append(own, d.Proxy.StatusPort)
+	}
+	if d.WatchPort != 0 {
+		own = append(own, d.WatchPort)
 	}
 	return own
 }
