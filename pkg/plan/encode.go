@@ -54,6 +54,9 @@ func Decode(s string) (Plan, error) {
 	return p, p.Validate()
 }
 
+// planned are the modes that a plan may have.
+var planned = []Mode{Native, Rules, NATProxy, TProxy, Ambient}
+
 // Validate reports everything in p that the data plane could not obey.
 func (p Plan) Validate() error {
 	var errs []error
@@ -62,7 +65,7 @@ func (p Plan) Validate() error {
 			errs = append(errs, fmt.Errorf("plan: "+format, args...))
 		}
 	}
-	want(slices.Contains([]Mode{Native, Rules, NATProxy, TProxy}, p.Mode), "mode is %q, want %q, %q, %q or %q", p.Mode, Native, Rules, NATProxy, TProxy)
+	want(slices.Contains(planned, p.Mode), "mode is %q, want one of %q", p.Mode, planned)
 	want(len(p.Interfaces) > 0, "interfaces is empty, want the guest's virtual interface")
 	for _, name := range append(slices.Clone(p.Interfaces), p.PodInterface) {
 		want(ValidInterface(name), "interface %q, want a name of 1 to 15 characters without '/', ':' and white space", name)
@@ -73,6 +76,7 @@ func (p Plan) Validate() error {
 	want(!p.Guest.IPv6.IsValid() || p.Guest.IPv6.Is6() && !p.Guest.IPv6.Is4In6() && p.Guest.IPv6.Zone() == "", "guest.ipv6 is %s, want an IPv6 address without zone", p.Guest.IPv6)
 	want(p.Mesh.OutboundPort != 0, "mesh.outboundPort is 0, want a port")
 	want(p.Mesh.InboundPort != 0, "mesh.inboundPort is 0, want a port")
+	want(p.Mode != Ambient || len(p.Mesh.OwnPorts) > 0, "mesh.ownPorts is empty, want the port of the mesh's tunnels in mode %q", Ambient)
 	want(p.Mesh.DNS == nil || p.Mesh.DNS.Port != 0, "mesh.dns.port is 0, want a port")
 	for _, c := range slices.Concat(p.Outbound.ExcludeCIDRs, p.Outbound.IncludeCIDRs) {
 		want(c.IsValid() && c == c.Masked(), "outbound CIDR %s, want one without host bits", c)

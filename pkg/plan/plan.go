@@ -41,6 +41,9 @@ const (
 	// TProxy is NATProxy with the guest's connections brought to the relay by TPROXY instead of by a
 	// translation of their destination. Its rules must be written again once the interface exists.
 	TProxy Mode = "tproxy"
+	// Ambient is Rules for a pod without a sidecar, whose traffic the proxy of its node takes inside the
+	// pod's network namespace (Istio's ztunnel). The guest then sees its clients' own addresses.
+	Ambient Mode = "ambient"
 	// Process is for a VM whose traffic already comes from a process of the pod (passt, slirp), which any
 	// mesh redirects: nothing is injected, settings that would disturb are removed. It never occurs in a Plan.
 	Process Mode = "process"
@@ -53,7 +56,7 @@ var Modes = []Mode{Auto, Native, Rules, NATProxy, Process, Off}
 type Plan struct {
 	// Release is the MeshVirt version that wrote the plan. Decode compares it with its own.
 	Release string `json:"release"`
-	// Mode is Native, Rules, NATProxy or TProxy.
+	// Mode is Native, Rules, NATProxy, TProxy or Ambient.
 	Mode Mode `json:"mode"`
 	// Interfaces are the virtual interfaces that the guest's packets come in by, such as k6t-eth0.
 	// They need not exist yet when rules are written: KubeVirt makes them after init containers ran.
@@ -97,11 +100,13 @@ type Mesh struct {
 	// OutboundPort takes connections that leave the pod (15001); InboundPort those that enter (15006).
 	OutboundPort uint16 `json:"outboundPort"`
 	InboundPort  uint16 `json:"inboundPort"`
-	// UID and GID are the proxy's (1337). What they send is never redirected to the outbound port.
+	// UID and GID are the proxy's (1337). What they send is never redirected to the outbound port. Mode
+	// Ambient does not look at them: its proxy's packets bear a mark of Istio's, and it may be root.
 	UID uint32 `json:"uid"`
 	GID uint32 `json:"gid"`
 	// OwnPorts are ports on which the mesh's containers serve the outside themselves: health,
-	// metrics, HBONE (15008, 15020, 15021, 15090). They never go to the guest.
+	// metrics, HBONE (15008, 15020, 15021, 15090). They never go to the guest. In mode Ambient it is the
+	// port of the mesh's tunnels alone (15008), by which all other members come.
 	OwnPorts []uint16 `json:"ownPorts"`
 	// DialsLoopback says that the mesh's proxy dials what it lets in at 127.0.0.1, where it takes the
 	// application to listen, and not only at the pod's address from 127.0.0.6 (Istio before 1.10).
@@ -109,7 +114,7 @@ type Mesh struct {
 	// DualStack says that the mesh was told to serve both families. Without it the mesh serves IPv6
 	// only if its init put ::6 on the loopback device, which cmd/rules observes.
 	DualStack bool `json:"dualStack,omitempty"`
-	// DNS is set if the mesh captures the pod's DNS queries.
+	// DNS is set if the mesh captures the pod's DNS queries; in Istio's ambient mesh always all of them.
 	DNS *DNS `json:"dns,omitempty"`
 }
 

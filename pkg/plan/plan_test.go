@@ -84,6 +84,8 @@ func TestEncodeRefuses(t *testing.T) {
 	noProxy.Proxy = nil
 	noGuest := example()
 	noGuest.Guest = Guest{}
+	noTunnel := example()
+	noTunnel.Mode, noTunnel.Proxy, noTunnel.Mesh.OwnPorts = Ambient, nil, nil
 	noInterface := example()
 	noInterface.Interfaces = nil
 	for name, c := range map[string]struct {
@@ -94,6 +96,7 @@ func TestEncodeRefuses(t *testing.T) {
 		"the mesh's uid":    {same, "want another than the mesh's"},
 		"no proxy":          {noProxy, `proxy is set: false, want it in modes "nat-proxy" and "tproxy"`},
 		"no guest address":  {noGuest, "guest has no address"},
+		"no tunnels' port":  {noTunnel, "mesh.ownPorts is empty"},
 		"no interface":      {noInterface, "interfaces is empty"},
 		"all at once (and)": {Plan{}, "mesh.inboundPort is 0"},
 	} {

@@ -24,6 +24,7 @@ var modes = map[plan.Mode]func(*builder){
 	plan.Rules:    rules,
 	plan.NATProxy: natProxy,
 	plan.TProxy:   tProxy,
+	plan.Ambient:  ambient,
 }
 
 // istioPorts are those that Istio reserves in every pod, used or not. Envoy's admin interface is
@@ -63,6 +64,7 @@ type builder struct {
 	own      *set     // the same
 	reserved *set     // own, and all other ports of the mesh and of our proxy
 
+	byMesh, byOthers   word // match packets that the mesh's proxy sends, and those of others in the pod
 	guestTCP, guestUDP word // match ports that are the guest's
 	nameservers        pair
 }
@@ -98,6 +100,11 @@ func newBuilder(p plan.Plan, pod Pod) *builder {
 	}
 	b.own = newPortSet("own_ports", "served by the mesh itself, never by the guest", portTableOf(b.ownPorts))
 	b.reserved = newPortSet("reserved_ports", "of the mesh and of MeshVirt", portTableOf(b.ownPorts, taken))
+
+	b.byMesh, b.byOthers = skuid.is(uid(p.Mesh.UID)), skuid.not(uid(p.Mesh.UID))
+	if p.Mode == plan.Ambient {
+		b.byMesh, b.byOthers = istioMark(ztunnelMark), notIstioMark(ztunnelMark)
+	}
 
 	b.guestTCP, b.guestUDP = tcpDport.notIn(b.own), udp
 	if b.own.empty() {

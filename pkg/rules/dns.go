@@ -31,7 +31,7 @@ func (b *builder) capturesDNS(f family) bool {
 // dnsServer matches the servers whose DNS the mesh captures, at the given end of a packet: those of
 // the pod or, if the mesh takes everything, all.
 func (b *builder) dnsServer(f family, end field) word {
-	if b.Mesh.DNS.All {
+	if b.Mesh.DNS == nil || b.Mesh.DNS.All {
 		return f.word
 	}
 	return end.in(b.nameservers.of(f))
@@ -56,8 +56,8 @@ func (b *builder) captureDNS(fromGuest *chain) {
 
 // dnsZones keeps the guest's queries over UDP and their answers in one zone, in every mode.
 func (b *builder) dnsZones() {
-	if b.Mesh.DNS == nil {
-		return // a mesh that does not capture DNS sets no zones
+	if b.Mesh.DNS == nil && b.Mode != plan.Ambient {
+		return // a mesh that does not capture DNS sets no zones; an ambient one may, whatever the plan knows of it
 	}
 	in, out := b.chain("dns_in", rawPrerouting), b.chain("dns_out", rawOutput)
 	zone := setZone(dnsZone)
@@ -70,6 +70,6 @@ func (b *builder) dnsZones() {
 		// An answer from outside may be for the guest or for the mesh's DNS proxy, which asks the
 		// same servers. Nothing in the packet tells, so the proxy's queries are put there as well.
 		in.add("zone of the answer to the guest", b.fromNetwork, b.dnsServer(f, f.saddr), udpSport.is(port(dnsPort)), zone)
-		out.add("zone of the mesh's own query", b.toNetwork, b.dnsServer(f, f.daddr), udpDport.is(port(dnsPort)), skuid.is(uid(b.Mesh.UID)), zone)
+		out.add("zone of the mesh's own query", b.toNetwork, b.dnsServer(f, f.daddr), udpDport.is(port(dnsPort)), b.byMesh, zone)
 	}
 }

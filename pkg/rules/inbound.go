@@ -45,18 +45,27 @@ func (b *builder) toSelf(c *chain, deliver func(family) word) {
 	for _, f := range b.served {
 		c.add("the mesh's proxy lets it in to the guest", b.onLoopback, f.saddr.is(address(meshSource(f))), b.guestTCP, deliver(f))
 	}
-	guest := b.guestTCP
-	if b.Guest.AllPorts() {
-		guest = tcpDport.notIn(b.reserved)
-	}
 	if b.Mesh.DialsLoopback {
 		c.add("the mesh's proxy lets it in to the guest, at 127.0.0.1 where the application would be",
-			b.onLoopback, ipv4.daddr.is(address(loopback4)), skuid.is(uid(b.Mesh.UID)), guest, deliver(ipv4))
+			b.onLoopback, ipv4.daddr.is(address(loopback4)), b.byMesh, b.guestAtPod(), deliver(ipv4))
 	}
+	b.othersToSelf(c)
+}
+
+// guestAtPod matches ports that the pod's own processes take for the guest's.
+func (b *builder) guestAtPod() word {
+	if b.Guest.AllPorts() {
+		return tcpDport.notIn(b.reserved)
+	}
+	return b.guestTCP
+}
+
+// othersToSelf is toSelf for all but the mesh's proxy.
+func (b *builder) othersToSelf(c *chain) {
 	for _, f := range families {
 		// Not the proxy's own: the guest's connection to the pod goes out and in through it.
 		c.add("the pod's processes find the guest at the pod's address",
-			b.onLoopback, f.daddr.notIn(f.loopback), skuid.not(uid(b.Mesh.UID)), guest, b.toGuest(f))
+			b.onLoopback, f.daddr.notIn(f.loopback), b.byOthers, b.guestAtPod(), b.toGuest(f))
 	}
 }
 

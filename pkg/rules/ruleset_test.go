@@ -95,7 +95,7 @@ func forEachPlan(t *testing.T, f func(t *testing.T, p plan.Plan, pod Pod)) {
 			}
 			return
 		}
-		for _, mode := range []plan.Mode{plan.Native, plan.Rules, plan.NATProxy, plan.TProxy} {
+		for _, mode := range []plan.Mode{plan.Native, plan.Rules, plan.NATProxy, plan.TProxy, plan.Ambient} {
 			t.Run(string(mode)+name, func(t *testing.T) {
 				p, pod := examplePlan(mode), Pod{Nameservers: exampleServers}
 				for _, c := range set {
@@ -173,7 +173,7 @@ func TestRandomPlans(t *testing.T) {
 }
 
 func randomPlan(rnd *rand.Rand) (plan.Plan, Pod) {
-	p := examplePlan([]plan.Mode{plan.Native, plan.Rules, plan.NATProxy, plan.TProxy}[rnd.IntN(4)])
+	p := examplePlan([]plan.Mode{plan.Native, plan.Rules, plan.NATProxy, plan.TProxy, plan.Ambient}[rnd.IntN(5)])
 	coin := func() bool { return rnd.IntN(2) == 0 }
 	port := func() uint16 {
 		return []uint16{1, 2, 53, 80, 15021, 65534, 65535, uint16(1 + rnd.IntN(65535))}[rnd.IntN(8)]
@@ -214,7 +214,7 @@ func randomPlan(rnd *rand.Rand) (plan.Plan, Pod) {
 		p.Guest.IPv6 = netip.Addr{}
 	}
 	p.Guest.TCP, p.Guest.UDP = ranges(), ranges()
-	p.Mesh.OutboundPort, p.Mesh.InboundPort, p.Mesh.UID, p.Mesh.OwnPorts, p.Mesh.DualStack = port(), port(), rnd.Uint32(), list(), coin()
+	p.Mesh.OutboundPort, p.Mesh.InboundPort, p.Mesh.UID, p.Mesh.OwnPorts, p.Mesh.DualStack = port(), port(), rnd.Uint32(), append(list(), port()), coin()
 	if coin() {
 		p.Mesh.DNS = &plan.DNS{Port: port(), All: coin()}
 	}
