@@ -1,5 +1,6 @@
-// Command proxy is the relay of mode nat-proxy: a native sidecar of the virtual machine's pod that
-// needs no capability, no file and no argument. It does what the plan in its environment says.
+// Command proxy is the relay of the modes nat-proxy and tproxy: a native sidecar of the virtual
+// machine's pod that needs no file and no argument, and no capability but, in mode tproxy, NET_RAW,
+// which it gives up once it listens. It does what the plan in its environment says.
 package main
 
 import (
@@ -44,8 +45,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("%w (%s is written by the MeshVirt webhook: recreate the pod with webhook and image of one release)", err, plan.Env)
 	}
-	if p.Mode != plan.NATProxy {
-		return fmt.Errorf("the plan's mode is %q: want %q, or a pod without this container", p.Mode, plan.NATProxy)
+	if p.Proxy == nil {
+		return fmt.Errorf("the plan's mode is %q: want %q or %q, or a pod without this container", p.Mode, plan.NATProxy, plan.TProxy)
 	}
 	log := slog.New(slog.NewJSONHandler(out, nil))
 	status, err := net.Listen("tcp", fmt.Sprintf(":%d", p.Proxy.StatusPort))
@@ -60,10 +61,16 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		GuestIPv4:    p.Guest.IPv4,
 		GuestIPv6:    p.Guest.IPv6,
 		Drain:        time.Duration(p.Proxy.DrainSeconds) * time.Second,
+		Transparent:  p.Mode == plan.TProxy,
 		Log:          log,
 	})
 	if err != nil {
 		return fmt.Errorf("%w: nothing is relayed", err)
+	}
+	if p.Mode == plan.TProxy {
+		if err := dropCapabilities(); err != nil {
+			return err
+		}
 	}
 	server := &http.Server{
 		Handler:           relay.Handler(),

@@ -2,6 +2,8 @@
 // that the webhook left in MESHVIRT_PLAN, looks at the pod that it runs in, and puts one table
 // (inet meshvirt) into the kernel. It needs the capability NET_ADMIN and nothing else: no file but
 // /etc/resolv.conf, no program, no writable /proc. Running it again replaces the table.
+//
+// With -watch it is a native sidecar: it runs on, and writes again when the guest's interface appears.
 package main
 
 import (
@@ -11,6 +13,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/rules"
@@ -19,7 +23,9 @@ import (
 const name = "meshvirt-rules"
 
 func main() {
-	if err := run(context.Background(), os.Args[1:], os.Stdout); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
 		os.Exit(1)
 	}
@@ -30,6 +36,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
 	flags.SetOutput(out)
 	dry := flags.Bool("print", false, "print the rules as nft text instead of writing them; needs no privilege")
+	on := flags.Bool("watch", false, "run on until SIGTERM and keep the rules right while interfaces come and go, as mode tproxy needs")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return nil
 	} else if err != nil {
@@ -42,6 +49,11 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	p, err := plan.Decode(os.Getenv(plan.Env))
 	if err != nil {
 		return err
+	}
+	if needed := p.WatchPort != 0; *on != needed && !*dry {
+		return fmt.Errorf("-watch is %t, want %t for the plan's mode %s", *on, needed, p.Mode)
+	} else if needed && !*dry {
+		return watch(ctx, p, out)
 	}
 	pod, err := rules.Observe(rules.ResolvConf)
 	if err != nil {
@@ -61,7 +73,12 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err := r.Apply(); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(out, "%s: table inet %s: %d rules, %d set elements, mode %s, ipv6 %t\n",
-		name, rules.Table, r.Rules(), r.Elements(), p.Mode, pod.IPv6 || p.Mesh.DualStack)
+	_, err = fmt.Fprintln(out, summary(p, pod, r))
 	return err
+}
+
+// summary says what was written.
+func summary(p plan.Plan, pod rules.Pod, r rules.Ruleset) string {
+	return fmt.Sprintf("%s: table inet %s: %d rules, %d set elements, mode %s, ipv6 %t",
+		name, rules.Table, r.Rules(), r.Elements(), p.Mode, pod.IPv6 || p.Mesh.DualStack)
 }

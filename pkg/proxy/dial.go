@@ -88,7 +88,7 @@ func (l *loop) own(e *end) {
 
 // target finds what to dial for an accepted connection, or why not to.
 func (l *loop) target(dir direction, client int, from netip.AddrPort) (netip.AddrPort, Reason) {
-	dst, err := sockopt.OriginalDst(client, from.Addr().Is6())
+	dst, err := l.originalDst(dir, client, from)
 	switch {
 	case err != nil:
 		return dst, Untracked
@@ -99,6 +99,14 @@ func (l *loop) target(dir direction, client int, from netip.AddrPort) (netip.Add
 	default:
 		return dst, l.proxy.policy.outbound(dst)
 	}
+}
+
+// originalDst is where the client wanted to go.
+func (l *loop) originalDst(dir direction, client int, from netip.AddrPort) (netip.AddrPort, error) {
+	if dir == outbound && l.proxy.cfg.Transparent {
+		return sockopt.LocalAddr(client)
+	}
+	return sockopt.OriginalDst(client, from.Addr().Is6())
 }
 
 // dialReasons are the errors of failed dials by the reason that metrics and log give, a closed set;
@@ -157,8 +165,9 @@ func dial(to netip.AddrPort, timeout time.Duration) (fd int, err error) {
 }
 
 // listen opens a listener on every address, of both families where the kernel has both. Options that
-// accepted sockets inherit are set here, once. shared lets other loops listen on the same port.
-func listen(port uint16, shared bool) (fd int, err error) {
+// accepted sockets inherit are set here, once. shared lets other loops listen on the same port,
+// and transparent takes what TPROXY brings.
+func listen(port uint16, shared, transparent bool) (fd int, err error) {
 	any := netip.IPv6Unspecified()
 	fd, err = unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err == unix.EAFNOSUPPORT { // a kernel without IPv6
@@ -171,6 +180,9 @@ func listen(port uint16, shared bool) (fd int, err error) {
 	err = errors.Join(sockopt.ReuseAddr(fd), sockopt.NoDelay(fd), sockopt.KeepAlive(fd, keepAliveIdle))
 	if any.Is6() {
 		err = errors.Join(err, sockopt.DualStack(fd))
+	}
+	if transparent {
+		err = errors.Join(err, sockopt.Transparent(fd))
 	}
 	if shared {
 		err = errors.Join(err, sockopt.ReusePort(fd))

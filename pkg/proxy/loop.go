@@ -82,7 +82,7 @@ func newLoop(p *Proxy, limit int) (_ *loop, err error) {
 	}
 	ports := [...]uint16{outbound: p.cfg.OutboundPort, inbound: p.cfg.InboundPort}
 	for dir, port := range ports {
-		fd, err := listen(port, p.cfg.Loops > 1)
+		fd, err := listen(port, p.cfg.Loops > 1, p.cfg.Transparent && direction(dir) == outbound)
 		if err != nil {
 			return nil, fmt.Errorf("listen for %s connections on port %d: %w", direction(dir), port, err)
 		}

@@ -3,7 +3,7 @@
 //
 // Outbound, our nftables table redirects the guest's connections to the relay, which dials their
 // original destination from inside the pod: whatever redirection the mesh has for the pod's own
-// traffic then catches them. Inbound, the table redirects what the mesh's proxy sends to the pod's
+// traffic then catches them. (Or TPROXY brings them, see Config.Transparent.) Inbound, the table redirects what the mesh's proxy sends to the pod's
 // own address, and the relay dials the same port of the guest.
 //
 // # Design
@@ -34,6 +34,9 @@ type Config struct {
 	// OutboundPort takes the guest's connections and InboundPort those of the mesh's proxy, on every
 	// address. StatusPort is only refused as a destination: Handler is served by the caller.
 	OutboundPort, InboundPort, StatusPort uint16
+	// Transparent says that TPROXY brings the guest's connections to OutboundPort, with the address that
+	// they had. New then needs CAP_NET_RAW, once; otherwise they come redirected, and it needs none.
+	Transparent bool
 	// GuestIPv4 and GuestIPv6 are the guest's addresses. Inbound connections of a family in which
 	// the guest has none are refused.
 	GuestIPv4, GuestIPv6 netip.Addr

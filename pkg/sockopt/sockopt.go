@@ -1,5 +1,6 @@
 // Package sockopt names the socket options that the relay needs: one function each, whose comment
-// says which error to expect and which capability the kernel asks for. None here needs one.
+// says which error to expect and which capability the kernel asks for. Only
+// Transparent needs one.
 //
 // All take a raw file descriptor, because the relay owns its sockets without net.Conn.
 package sockopt
@@ -98,6 +99,24 @@ func ReusePort(fd int) error { return set(fd, "SO_REUSEPORT", unix.SOL_SOCKET, u
 // DualStack lets an AF_INET6 socket bound to [::] take IPv4 too, whatever net.ipv6.bindv6only says
 // (IPV6_V6ONLY). No capability. EINVAL: the socket is bound already.
 func DualStack(fd int) error { return set(fd, "IPV6_V6ONLY", unix.SOL_IPV6, unix.IPV6_V6ONLY, 0) }
+
+// Transparent lets a listener take connections whose destination is not the pod's, which TPROXY gives
+// it (IP_TRANSPARENT, one flag for both families). Sockets accepted from it inherit that, and have the
+// destination as their own address. CAP_NET_RAW or CAP_NET_ADMIN, for this call alone. EPERM: without.
+func Transparent(fd int) error { return set(fd, "IP_TRANSPARENT", unix.SOL_IP, unix.IP_TRANSPARENT, 1) }
+
+// LocalAddr gives the socket's own address: of one accepted from a transparent listener, where its
+// client wanted to go. No capability, and no error to expect.
+func LocalAddr(fd int) (netip.AddrPort, error) {
+	sa, err := unix.Getsockname(fd)
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)), nil
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port)), nil
+	}
+	return netip.AddrPort{}, os.NewSyscallError("getsockname", err)
+}
 
 // BindNoPort makes bind(2) to port 0 take no port (IP_BIND_ADDRESS_NO_PORT, for both families). Such
 // a socket can be bound again and again. No capability. ENOPROTOOPT: a kernel older than 4.2.

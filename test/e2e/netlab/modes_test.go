@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/container"
@@ -38,8 +40,11 @@ func handMade(mode plan.Mode) plan.Plan {
 		Outbound: plan.Outbound{All: true, ExcludeCIDRs: []netip.Prefix{ExcludedCIDR}, ExcludePorts: []uint16{ExcludedPort}},
 		Inbound:  plan.Inbound{All: true},
 	}
-	if mode == plan.NATProxy {
+	switch mode {
+	case plan.NATProxy:
 		p.Proxy = &plan.Proxy{UID: 1500, OutboundPort: 15101, InboundPort: 15106, StatusPort: 15120, DrainSeconds: 5}
+	case plan.TProxy:
+		p.Proxy, p.WatchPort = &plan.Proxy{OutboundPort: 15101, InboundPort: 15106, StatusPort: 15120, DrainSeconds: 5}, 15121
 	}
 	return p
 }
@@ -49,16 +54,24 @@ func startMeshVirt(t *testing.T, l *Lab, p plan.Plan) {
 	t.Helper()
 	image := templates.Image{Name: templates.DefaultImage}
 	c, err := templates.Rules(p, image, false)
-	do(t, err, l.RunInit(t.Context(), c))
+	do(t, err)
+	if p.Mode == plan.TProxy {
+		startWatcher(t, l, c, p.WatchPort)
+	} else {
+		do(t, l.RunInit(t.Context(), c))
+	}
 	if p.Proxy == nil {
 		return
 	}
 	c, err = templates.Proxy(p, image, false)
 	do(t, err)
+	if p.Mode == plan.TProxy {
+		c.SecurityContext.Capabilities.Add = []corev1.Capability{"NET_RAW"}
+	}
 	_, err = l.Start(c)
 	do(t, err, l.WaitReady(t.Context(), c, c.StartupProbe))
 	for _, port := range []uint16{p.Proxy.OutboundPort, p.Proxy.InboundPort} {
-		l.NamePort(port, "nat-proxy")
+		l.NamePort(port, string(p.Mode))
 	}
 }
 
@@ -83,7 +96,7 @@ var member = with(kubevirtInterfaces, map[string]string{
 var plainMember = with(member, map[string]string{"hairpin": "ok outbound inbound saw 10.0.2.1"})
 
 func TestModes(t *testing.T) {
-	modes := []plan.Mode{plan.Rules, plan.NATProxy}
+	modes := []plan.Mode{plan.Rules, plan.NATProxy, plan.TProxy}
 	for name, c := range map[string]struct {
 		version  string
 		backend  Backend
