@@ -19,7 +19,14 @@ type entry struct {
 	src, dst  netip.AddrPort // as it came
 	real      netip.AddrPort // where it went: the source of replies
 	presented netip.AddrPort // what the other end saw: the destination of replies
+	relayed   bool           // given to our relay by TPROXY, which translates nothing
 }
+
+// Of mode tproxy: the mark of a relayed connection, and the port that it is given to.
+const (
+	relayMark = 0x20000
+	relayPort = 15101
+)
 
 // tracked lists the entries that were not there at the last call.
 func (l *Lab) tracked(ipv6 bool) ([]entry, error) {
@@ -38,6 +45,7 @@ func (l *Lab) tracked(ipv6 bool) ([]entry, error) {
 				f.Forward.Protocol,
 				addrPort(f.Forward.SrcIP, f.Forward.SrcPort), addrPort(f.Forward.DstIP, f.Forward.DstPort),
 				addrPort(f.Reverse.SrcIP, f.Reverse.SrcPort), addrPort(f.Reverse.DstIP, f.Reverse.DstPort),
+				f.Mark&relayMark != 0,
 			}
 			if !l.known[e] {
 				fresh = append(fresh, e)
@@ -77,6 +85,9 @@ func (l *Lab) hops(r *Result, client netip.AddrPort, entries []entry) []string {
 		}
 		e := entries[i]
 		entries = append(entries[:i:i], entries[i+1:]...)
+		if e.relayed {
+			e.real = at(PodIP4, relayPort)
+		}
 		name := l.ports[e.real.Port()]
 		switch {
 		case e.real.Addr() == GuestIP4 || e.real.Addr() == GuestIP6:

@@ -6,8 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/container"
@@ -53,25 +51,22 @@ func handMade(mode plan.Mode) plan.Plan {
 func startMeshVirt(t *testing.T, l *Lab, p plan.Plan) {
 	t.Helper()
 	image := templates.Image{Name: templates.DefaultImage}
-	c, err := templates.Rules(p, image, false)
-	do(t, err)
 	if p.Mode == plan.TProxy {
-		startWatcher(t, l, c, p.WatchPort)
-	} else {
-		do(t, l.RunInit(t.Context(), c))
+		startWatcher(t, l, p)
+		startTransparent(t, l, p)
+		return
 	}
+	c, err := templates.Rules(p, image, false)
+	do(t, err, l.RunInit(t.Context(), c))
 	if p.Proxy == nil {
 		return
 	}
 	c, err = templates.Proxy(p, image, false)
 	do(t, err)
-	if p.Mode == plan.TProxy {
-		c.SecurityContext.Capabilities.Add = []corev1.Capability{"NET_RAW"}
-	}
 	_, err = l.Start(c)
 	do(t, err, l.WaitReady(t.Context(), c, c.StartupProbe))
 	for _, port := range []uint16{p.Proxy.OutboundPort, p.Proxy.InboundPort} {
-		l.NamePort(port, string(p.Mode))
+		l.NamePort(port, "nat-proxy")
 	}
 }
 
@@ -129,6 +124,7 @@ func TestModesVirtualMachine(t *testing.T) {
 	for mode, path := range map[plan.Mode]string{
 		plan.Rules:    "guest 10.0.2.2 -> k6t-eth0 -> sidecar :15001 (orig 10.244.2.20:8080) -> eth0 -> peer (saw 10.244.1.17)",
 		plan.NATProxy: "guest 10.0.2.2 -> k6t-eth0 -> nat-proxy :15101 (orig 10.244.2.20:8080) -> sidecar :15001 (orig 10.244.2.20:8080) -> eth0 -> peer (saw 10.244.1.17)",
+		plan.TProxy:   "guest 10.0.2.2 -> k6t-eth0 -> tproxy :15101 (orig 10.244.2.20:8080) -> sidecar :15001 (orig 10.244.2.20:8080) -> eth0 -> peer (saw 10.244.1.17)",
 	} {
 		t.Run(string(mode), func(t *testing.T) {
 			l := newLab(t, Options{DualStack: true, Image: dataPlane(t), VM: guest})
