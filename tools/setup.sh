@@ -65,11 +65,33 @@ build_helm() {
 	GOBIN=$1 go install -trimpath -ldflags "-s -w" "helm.sh/helm/v3/cmd/helm@$helm_version"
 }
 
+# kubeconform: checks rendered objects against schemas, which tools/schemas makes.
+kubeconform_version=v0.8.0
+setup_kubeconform() {
+	hash=$(cat "$root/tools/schemas/main.go" "$root/tools/controlplane/go.mod" | sha256sum | cut -c1-16)
+	place "$cache/kubeconform-$kubeconform_version-$hash" build_kubeconform
+}
+
+build_kubeconform() {
+	say "building kubeconform $kubeconform_version and schemas"
+	GOBIN=$1 go install -trimpath -ldflags "-s -w" "github.com/yannh/kubeconform/cmd/kubeconform@$kubeconform_version"
+	mkdir "$1/schemas"
+	(cd "$root" && go run -trimpath ./tools/schemas "$1/schemas")
+}
+
+# buildah: builds the images, without a daemon.
+setup_buildah() {
+	apt_ensure buildah
+}
+
 # apt: the Debian packages that the path tests and the demo call. Needs root if one is missing.
-apt_packages='nftables iptables iproute2 qemu-system-x86 busybox-static'
 setup_apt() {
+	apt_ensure nftables iptables iproute2 qemu-system-x86 busybox-static
+}
+
+apt_ensure() {
 	missing=
-	for package in $apt_packages; do
+	for package in "$@"; do
 		dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q '^install ok installed$' || missing="$missing $package"
 	done
 	[ -n "$missing" ] || return 0
@@ -119,12 +141,12 @@ build_guest() {
 apt_download() { (cd "$1" && apt-get download -q -o APT::Sandbox::User=root "$package" >/dev/null); }
 
 if [ $# -eq 0 ]; then
-	echo "usage: tools/setup.sh apt|guest|controlplane|helm ..." >&2
+	echo "usage: tools/setup.sh apt|guest|controlplane|helm|kubeconform|buildah ..." >&2
 	exit 2
 fi
 for task in "$@"; do
 	case $task in
-	apt | guest | controlplane | helm) "setup_$task" ;;
+	apt | guest | controlplane | helm | kubeconform | buildah) "setup_$task" ;;
 	*)
 		echo "tools/setup.sh: unknown task $task" >&2
 		exit 2

@@ -3,7 +3,6 @@ package tools
 
 import (
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -52,23 +51,39 @@ func ControlPlane() (string, error) {
 	if dir := os.Getenv("KUBEBUILDER_ASSETS"); dir != "" {
 		return dir, nil
 	}
-	root, err := Root()
+	hash, err := hash("tools/controlplane/go.mod", "tools/controlplane/go.sum")
 	if err != nil {
 		return "", err
 	}
-	hash := sha256.New()
-	for _, name := range []string{"go.mod", "go.sum"} {
-		b, err := os.ReadFile(filepath.Join(root, "tools", "controlplane", name))
-		if err != nil {
-			return "", err
-		}
-		hash.Write(b)
-	}
-	return made("controlplane", fmt.Sprintf("controlplane-%x", hash.Sum(nil)[:8]))
+	return made("controlplane", "controlplane-"+hash)
 }
 
 // Helm gives the path of the program helm.
 func Helm() (string, error) {
+	version, err := version("helm")
+	if err != nil {
+		return "", err
+	}
+	dir, err := made("helm", "helm-"+version)
+	return filepath.Join(dir, "helm"), err
+}
+
+// Kubeconform gives the path of the program kubeconform and the directory of its schemas.
+func Kubeconform() (program, schemas string, err error) {
+	version, err := version("kubeconform")
+	if err != nil {
+		return "", "", err
+	}
+	hash, err := hash("tools/schemas/main.go", "tools/controlplane/go.mod")
+	if err != nil {
+		return "", "", err
+	}
+	dir, err := made("kubeconform", "kubeconform-"+version+"-"+hash)
+	return filepath.Join(dir, "kubeconform"), filepath.Join(dir, "schemas"), err
+}
+
+// version reads the version of a program from setup.sh.
+func version(program string) (string, error) {
 	root, err := Root()
 	if err != nil {
 		return "", err
@@ -77,12 +92,28 @@ func Helm() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	version := regexp.MustCompile(`(?m)^helm_version=(\S+)$`).FindSubmatch(script)
-	if version == nil {
-		return "", errors.New("tools/setup.sh names no helm_version")
+	found := regexp.MustCompile(`(?m)^` + program + `_version=(\S+)$`).FindSubmatch(script)
+	if found == nil {
+		return "", fmt.Errorf("tools/setup.sh names no %s_version", program)
 	}
-	dir, err := made("helm", "helm-"+string(version[1]))
-	return filepath.Join(dir, "helm"), err
+	return string(found[1]), nil
+}
+
+// hash gives what setup.sh names a directory by that is made from these files of the repository.
+func hash(files ...string) (string, error) {
+	root, err := Root()
+	if err != nil {
+		return "", err
+	}
+	hash := sha256.New()
+	for _, file := range files {
+		b, err := os.ReadFile(filepath.Join(root, file))
+		if err != nil {
+			return "", err
+		}
+		hash.Write(b)
+	}
+	return fmt.Sprintf("%x", hash.Sum(nil)[:8]), nil
 }
 
 // Uses makes the result of the running test depend on the files below directories of this repository.

@@ -22,7 +22,11 @@ func TestSetupAndGoAgree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for task, want := range map[string]string{"controlplane": controlPlane, "helm": filepath.Dir(helm)} {
+	kubeconform, _, err := Kubeconform()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for task, want := range map[string]string{"controlplane": controlPlane, "helm": filepath.Dir(helm), "kubeconform": filepath.Dir(kubeconform)} {
 		if task == "controlplane" && os.Getenv("KUBEBUILDER_ASSETS") != "" {
 			continue // given from outside, so setup.sh has no say
 		}

@@ -123,7 +123,8 @@ func (w *Webhook) Start(ctx context.Context) error {
 	// Later flags win: the addresses and paths of a pod give way to those of this machine.
 	process := exec.Command(program, slices.Concat(w.args, []string{
 		"--listen=" + w.reviews, "--health-listen=" + w.health, "--metrics-listen=" + w.metrics, "--cert-dir=" + w.certificates(),
-		"--cluster=false", // tests that need it give the webhook the chart's rights
+		"--shutdown-delay=0s", // nothing is sent to it when a test ends it
+		"--cluster=false",     // tests that need it give the webhook the chart's rights
 	})...)
 	process.Stdout, process.Stderr = logs, logs
 	if err := process.Start(); err != nil {
