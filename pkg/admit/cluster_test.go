@@ -185,7 +185,7 @@ func TestKeepsLittle(t *testing.T) {
 	if known.vmi.IPv4.String() != "10.11.12.2" || known.Name != "vm-dual" || known.Namespace != "mesh" || known.UID == "" {
 		t.Errorf("kept %+v of %+v", known.vmi, known.ObjectMeta)
 	}
-	if got := fmt.Sprint(known.vmi.Annotations, known.ObjectMeta.Annotations, known.Labels); got != "map[meshvirt.io/mode:rules] map[] map[]" {
+	if got := fmt.Sprint(known.vmi.Annotations, known.GetAnnotations(), known.GetLabels()); got != "map[meshvirt.io/mode:rules] map[] map[]" {
 		t.Errorf("kept %s, want our annotation only", got)
 	}
 	if again, err := keepVMI(object); err != nil || again != object {

@@ -25,7 +25,7 @@ const (
 	sourceNone  = "none" // it is not known; the pod alone decided
 )
 
-// knownVMI is what the cache keeps of a VMI: a few hundred bytes of some ten thousand. Of its metadata
+// knownVMI is what the cache keeps of a VMI: less than a kilobyte, of some ten. Of its metadata
 // there is what a cache and an owner reference need.
 type knownVMI struct {
 	metav1.ObjectMeta
