@@ -52,7 +52,7 @@ func TestLint(t *testing.T) {
 	}
 }
 
-func TestRender(t *testing.T) {
+func TestGoldenRender(t *testing.T) {
 	cases, err := filepath.Glob("testdata/*/values.yaml")
 	if err != nil || len(cases) == 0 {
 		t.Fatalf("no cases (%v)", err)
@@ -64,20 +64,25 @@ func TestRender(t *testing.T) {
 			if stderr != "" {
 				t.Fatal(stderr)
 			}
-			file := filepath.Join(dir, "want.yaml")
-			if *update {
-				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got); diff != "" {
-				t.Errorf("go test ./charts -update writes what is rendered (-want +got)\n%s", diff)
-			}
+			golden(t, filepath.Join(dir, "want.yaml"), got)
 		})
+	}
+}
+
+// golden compares with the file, or writes it.
+func golden(t *testing.T, file, got string) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s: make golden writes it again (-want +got)\n%s", file, diff)
 	}
 }
 
@@ -91,6 +96,11 @@ func TestRefusesValues(t *testing.T) {
 		"a long timeout":          {"webhook.timeoutSeconds=31", "at '/webhook/timeoutSeconds': maximum: got 31, want 30"},
 		"a policy in lower":       {"webhook.failurePolicy=fail", "value must be one of 'Fail', 'Ignore'"},
 		"a short digest":          {"image.dataPlane.digest=sha256:12", "at '/image/dataPlane/digest'"},
+		"a class with a capital":  {"priorityClassName=High", "at '/priorityClassName'"},
+		"a stolen selector label": {"commonLabels.app\\.kubernetes\\.io/name=x", "at '/commonLabels'"},
+		"everybody by a mistake":  {"networkPolicy.metricsFrom[0]=", "at '/networkPolicy/metricsFrom/0': got string, want object"},
+		"no interval":             {"serviceMonitor.interval=often", "at '/serviceMonitor/interval'"},
+		"a day to shut down":      {"webhook.shutdownDelaySeconds=86400", "at '/webhook/shutdownDelaySeconds'"},
 		"a misspelt key":          {"image.dataplane.tag=x", "additional properties 'dataplane' not allowed"},
 		"no pods":                 {"replicas=0", "at '/replicas': minimum: got 0, want 1"},
 		"a tag that is no string": {"image.webhook.tag=1", "at '/image/webhook/tag': got number, want string"},
@@ -104,6 +114,17 @@ func TestRefusesValues(t *testing.T) {
 	}
 }
 
+func read(t *testing.T, file string, into any) {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.Unmarshal(b, into); err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+}
+
 // The modes that the schema takes are those of the plan.
 func TestModes(t *testing.T) {
 	for _, mode := range plan.Modes {
@@ -114,14 +135,8 @@ func TestModes(t *testing.T) {
 }
 
 func TestVersionIsTheReleaseOfTheSource(t *testing.T) {
-	b, err := os.ReadFile("meshvirt/Chart.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
 	var chart struct{ Version, AppVersion string }
-	if err := yaml.Unmarshal(b, &chart); err != nil {
-		t.Fatal(err)
-	}
+	read(t, "meshvirt/Chart.yaml", &chart)
 	if chart.Version != plan.Release || chart.AppVersion != plan.Release {
 		t.Errorf("version %q, appVersion %q; want both to be plan.Release, %q", chart.Version, chart.AppVersion, plan.Release)
 	}
