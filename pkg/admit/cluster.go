@@ -112,9 +112,9 @@ func inform(log *slog.Logger, resource schema.GroupVersionResource, keep cache.T
 		return nil, err
 	}
 	var once reasons
-	err := i.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
+	err := i.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) {
 		// A watch that ends, or is too old to go on, is begun again: that is how watches work.
-		if err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
+		if err == nil || ctx.Err() != nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
 			return
 		}
 		if once.isNew(err.Error()) {
