@@ -61,7 +61,7 @@ func (r Ruleset) Apply(opts ...nftables.ConnOption) error {
 		return fmt.Errorf("write table inet %s: %w (it needs the capability NET_ADMIN)", Table, err)
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP):
 		// How nf_tables says that it has no such expression or chain type and can load no module for it.
-		return fmt.Errorf("write table inet %s: %w (the node's kernel needs nf_tables with nat, redir, masq, ct and fib for family inet, and for mode tproxy with tproxy and socket)", Table, err)
+		return fmt.Errorf("write table inet %s: %w (the node's kernel needs nf_tables with nat, redir, masq, ct and fib for family inet, and tproxy for the mode of that name)", Table, err)
 	}
 	return fmt.Errorf("write table inet %s: %w", Table, err)
 }

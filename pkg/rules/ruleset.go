@@ -44,7 +44,6 @@ var (
 	natPrerouting    = &base{"nat hook prerouting priority dstnat - 1", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, -101}
 	natOutput        = &base{"nat hook output priority -101", nftables.ChainTypeNAT, nftables.ChainHookOutput, -101}
 	forward          = &base{"filter hook forward priority filter", nftables.ChainTypeFilter, nftables.ChainHookForward, 0}
-	input            = &base{"filter hook input priority filter", nftables.ChainTypeFilter, nftables.ChainHookInput, 0}
 	natPostrouting   = &base{"nat hook postrouting priority srcnat - 1", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, 99}
 )
 

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/meshvirt/meshvirt/pkg/sockopt"
 )
 
 // serve answers every connection or datagram to port on the hosts with what answer says about its
@@ -32,7 +34,11 @@ func (l *lab) serveOne(ns netns, uid int, network, addr string, answer func(from
 	var packets net.PacketConn
 	err := ns.do(uid, func() (err error) {
 		if strings.HasPrefix(network, "tcp") {
-			listener, err = net.Listen(network, addr)
+			// Any server may be given connections by TPROXY: that matters for our proxy alone.
+			c := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+				return raw.Control(func(fd uintptr) { err = sockopt.Transparent(int(fd)) })
+			}}
+			listener, err = c.Listen(context.Background(), network, addr)
 		} else {
 			packets, err = net.ListenPacket(network, addr)
 		}

@@ -48,11 +48,9 @@ func tProxy(b *builder) {
 	to("as an IP packet, after the bridge has let go of it", b.chain("proxy_bridged", bridgedPrerouting), jump(give))
 	to("where the bridge's packets are not seen by IP hooks", b.chain("proxy_unbridged", afterNAT), jump(give))
 
-	// No proxy, no policy route yet, or hooks in the wrong order: nothing may get past the mesh, nor
-	// to a server of the pod that listens on every address.
-	in := b.chain("proxy_in", input)
-	to("our proxy's", in, transparentSocket, accept)
-	to("not our proxy's: its port may be open, its address is not the pod's", in, countedDrop)
+	// No proxy, no policy route yet, or hooks in the wrong order: nothing may get past the mesh. (In the
+	// wrong order a SYN may reach a server of the pod that listens on every address, but no more: of
+	// the socket that it makes TPROXY says that it may not have such an address.)
 	to("our proxy is not there: not past the mesh", b.chain("proxy_forward", forward), countedDrop)
 }
 
@@ -60,12 +58,6 @@ func tProxy(b *builder) {
 var ctOriginal = word{text: "ct direction original", exprs: []expr.Any{
 	&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg},
 	&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: []byte{0}},
-}}
-
-// transparentSocket is for a packet whose socket may have an address that is not the pod's.
-var transparentSocket = word{text: "socket transparent 1", exprs: []expr.Any{
-	&expr.Socket{Key: expr.SocketKeyTransparent, Register: reg},
-	&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: []byte{1}},
 }}
 
 // tproxy gives a packet to the socket that listens on a port of the pod, or to the one that a

@@ -78,9 +78,62 @@ func TestErrors(t *testing.T) {
 		{"TCP_NODELAY", NoDelay(-1), unix.EBADF},
 		{"SO_LINGER", ResetOnClose(-1), unix.EBADF},
 		{"SO_ERROR", Error(-1), unix.EBADF},
+		{"IP_TRANSPARENT", Transparent(-1), unix.EBADF},
+		{"getsockname", second(LocalAddr(-1)), unix.EBADF},
 	} {
 		if !errors.Is(c.err, c.want) || !strings.Contains(c.err.Error(), c.name) {
 			t.Errorf("%s: %v, want %v and the option's name", c.name, c.err, c.want)
+		}
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// A transparent socket may be bound where no other may, in both families; and only some may make one.
+func TestTransparent(t *testing.T) {
+	runtime.LockOSThread() // and never unlocked: the thread ends with the test
+	for family, foreign := range map[int]netip.AddrPort{
+		unix.AF_INET:  netip.MustParseAddrPort("192.0.2.1:80"),
+		unix.AF_INET6: netip.MustParseAddrPort("[2001:db8::1]:80"),
+	} {
+		var sa unix.Sockaddr = &unix.SockaddrInet6{Port: 80, Addr: foreign.Addr().As16()}
+		if foreign.Addr().Is4() {
+			sa = &unix.SockaddrInet4{Port: 80, Addr: foreign.Addr().As4()}
+		}
+		fd := socket(t, family)
+		if err := unix.Bind(fd, sa); !errors.Is(err, unix.EADDRNOTAVAIL) {
+			t.Errorf("bind to %s: %v, want EADDRNOTAVAIL", foreign, err)
+		}
+		if err := errors.Join(Transparent(fd), unix.Bind(fd, sa)); err != nil {
+			t.Errorf("bind a transparent socket to %s: %v", foreign, err)
+		}
+		if got, err := LocalAddr(fd); got != foreign || err != nil {
+			t.Errorf("address %s (%v), want %s", got, err, foreign)
+		}
+	}
+	for name, c := range map[string]struct {
+		capability int
+		want       error
+	}{"NET_RAW": {unix.CAP_NET_RAW, nil}, "none": {-1, unix.EPERM}} {
+		done := make(chan error)
+		go func() {
+			runtime.LockOSThread()
+			var caps [2]unix.CapUserData
+			if c.capability >= 0 {
+				caps[0].Effective, caps[0].Permitted = 1<<c.capability, 1<<c.capability
+			}
+			fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM, 0)
+			if err == nil {
+				err = unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &caps[0])
+			}
+			if err == nil {
+				err = Transparent(fd)
+			}
+			unix.Close(fd)
+			done <- err
+		}()
+		if err := <-done; !errors.Is(err, c.want) {
+			t.Errorf("with capability %s: %v, want %v", name, err, c.want)
 		}
 	}
 }

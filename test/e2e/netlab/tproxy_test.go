@@ -16,6 +16,7 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/container"
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/sidecar"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/vm"
 )
 
@@ -99,8 +100,8 @@ func TestTProxyWrittenTooEarly(t *testing.T) {
 		}
 	}
 	wantOutcomes(t, l, egressFails(member))
-	// Delivered in the pod without the relay's socket, it would reach who listens on every address there.
-	health := Flow{Name: "the pod's port at the peer's address", From: Guest, Network: "tcp", To: at(PeerIP4, 15021), Kind: "http", Timeout: attackTimeout}
+	// Delivered in the pod without the relay's socket, it would reach whoever listens on every address there.
+	health := Flow{Name: "the pod's port at the peer's address", From: Guest, Network: "tcp", To: at(PeerIP6, sidecar.Health), Kind: "http", Timeout: attackTimeout}
 	if r := l.Check(t.Context(), health); r.Outcome() != "fails" {
 		t.Errorf("%s: %s, want it to fail", health.Name, r)
 	}
