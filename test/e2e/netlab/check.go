@@ -156,7 +156,10 @@ func (l *Lab) attempt(ctx context.Context, from *agent.Client, token string, r *
 	timeout := l.timeout(f)
 	switch f.Network {
 	case "tcp", "udp":
-		d, err := from.Dial(ctx, agent.Dial{Network: f.Network, To: f.To, Kind: f.Kind, Token: token, Bytes: payload, Half: f.Half, Timeout: timeout})
+		d, err := from.Dial(ctx, agent.Dial{
+			Network: f.Network, To: f.To, Kind: f.Kind, Token: token, Bytes: payload, Half: f.Half,
+			From: f.Src.Addr(), Tunnel: f.tunnel(), Timeout: timeout,
+		})
 		if err == nil && !d.OK {
 			err = errors.New(d.Err)
 		}

@@ -31,7 +31,8 @@ type Flow struct {
 	To      netip.AddrPort
 	Kind    string         // for tcp: agent.Echo, agent.Banner or agent.HTTP
 	Half    bool           // for agent.Echo: the client ends its direction before the server answers
-	Src     netip.AddrPort // for raw-tcp and raw-udp
+	Src     netip.AddrPort // for raw-tcp and raw-udp; for tcp its address, if valid, is dialled from
+	Tunnel  bool           // for tcp: through the ambient mesh's tunnel to To's host
 	// Timeout bounds the attempt, if it is shorter than the lab's. Zero means the lab's.
 	Timeout time.Duration
 }
@@ -79,14 +80,36 @@ var Flows = []Flow{
 	{Name: "attack-spoof", From: Guest, Network: "raw-udp", Src: at(netip.MustParseAddr("10.0.2.77"), 40002), To: at(PeerIP4, UDPPort), Timeout: attackTimeout},
 }
 
+// AmbientFlows are what an ambient mesh has besides: tunnels, and probes of the kubelet's from an address
+// of their own.
+var AmbientFlows = []Flow{
+	{Name: "tunnel-tcp4", From: Peer, Network: "tcp", To: at(PodIP4, HTTPPort), Kind: agent.Echo, Tunnel: true},
+	{Name: "tunnel-tcp6", From: Peer, Network: "tcp", To: at(PodIP6, HTTPPort), Kind: agent.Echo, Tunnel: true},
+	{Name: "tunnel-banner4", From: Peer, Network: "tcp", To: at(PodIP4, SSHPort), Kind: agent.Banner, Tunnel: true},
+	{Name: "tunnel-port", From: Peer, Network: "tcp", To: at(PodIP4, sidecar.HBONE), Kind: agent.HTTP},
+	{Name: "probe-ambient4", From: Node, Network: "tcp", Src: at(ProbeIP4, 0), To: at(PodIP4, HTTPPort), Kind: agent.HTTP},
+	{Name: "probe-ambient6", From: Node, Network: "tcp", Src: at(ProbeIP6, 0), To: at(PodIP6, HTTPPort), Kind: agent.HTTP},
+	{Name: "ingress-other4", From: Peer, Network: "tcp", To: at(PodIP4, AppPort), Kind: agent.Echo}, // not in KubeVirt's recorded lists of ports
+	{Name: "dns-udp6", From: Guest, Network: "dns-udp", To: at(DNSIP6, 53)},
+}
+
 func at(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
 
-// FlowNamed gives the flow of Flows with that name. It panics if there is none: the name is a
-// mistake in the program.
+// FlowNamed gives the flow of Flows or AmbientFlows with that name. It panics if there is none: the name
+// is a mistake in the program.
 func FlowNamed(name string) Flow {
-	i := slices.IndexFunc(Flows, func(f Flow) bool { return f.Name == name })
+	all := slices.Concat(Flows, AmbientFlows)
+	i := slices.IndexFunc(all, func(f Flow) bool { return f.Name == name })
 	if i < 0 {
 		panic("no flow " + name)
 	}
-	return Flows[i]
+	return all[i]
+}
+
+// tunnel is where the flow's tunnel ends, if it has one.
+func (f Flow) tunnel() netip.AddrPort {
+	if !f.Tunnel {
+		return netip.AddrPort{}
+	}
+	return at(f.To.Addr(), sidecar.HBONE)
 }

@@ -77,7 +77,11 @@ func (l *Lab) hops(r *Result, client netip.AddrPort, entries []entry) []string {
 	case Peer, Node:
 		hops = append(hops, PodLink)
 	}
-	is := func(e entry) bool { return e.dst == r.Flow.To && (e.src == client || !client.IsValid()) }
+	to := r.Flow.To
+	if r.Flow.Tunnel {
+		to = r.Flow.tunnel()
+	}
+	is := func(e entry) bool { return e.dst == to && (e.src == client || !client.IsValid()) }
 	for range maxHops {
 		i := indexLast(entries, is)
 		if i < 0 {

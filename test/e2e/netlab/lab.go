@@ -55,6 +55,8 @@ var (
 	ServiceIP6  = netip.MustParseAddr("fd00:10:96::5")
 	DNSIP4      = netip.MustParseAddr("10.96.0.10") // the cluster's DNS, served by the peer
 	DNSIP6      = netip.MustParseAddr("fd00:10:96::a")
+	ProbeIP4    = netip.MustParseAddr("169.254.7.127") // what istio-cni makes of the node's address in an ambient mesh
+	ProbeIP6    = netip.MustParseAddr("fd16:9254:7127:1337:ffff:ffff:ffff:ffff")
 	ExcludedIP4 = netip.MustParseAddr("198.51.100.10") // in ExcludedCIDR, served by the peer
 	// ExcludedCIDR is for tests that exclude a range from the mesh.
 	ExcludedCIDR = netip.MustParsePrefix("198.51.100.0/24")

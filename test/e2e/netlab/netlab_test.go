@@ -5,6 +5,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -90,10 +91,10 @@ func do(t *testing.T, errs ...error) {
 }
 
 // wantOutcomes checks all flows and compares their outcomes with those wanted.
-func wantOutcomes(t *testing.T, l *Lab, want map[string]string) {
+func wantOutcomes(t *testing.T, l *Lab, want map[string]string, more ...Flow) {
 	t.Helper()
 	got := map[string]string{}
-	for name, r := range l.CheckAll(t.Context(), Flows) {
+	for name, r := range l.CheckAll(t.Context(), append(slices.Clone(Flows), more...)) {
 		got[name] = r.Outcome()
 		if got[name] != want[name] {
 			t.Log(r)

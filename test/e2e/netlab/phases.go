@@ -41,12 +41,24 @@ func (l *Lab) IstioInit(ctx context.Context, version string, backend Backend, ar
 	if err != nil {
 		return r, err
 	}
+	if err := l.load(ctx, backend, r); err != nil {
+		return r, err
+	}
+	if !r.DualStack || r.Empty() {
+		return r, nil
+	}
+	// Envoy's source towards the application; 127.0.0.6 needs no address.
+	return r, l.pod.Do(func() error { return configure("lo", []string{"::6/128"}, nil) })
+}
+
+// load puts Istio's rules into the pod.
+func (l *Lab) load(ctx context.Context, backend Backend, r istio.Rules) error {
 	if backend == "" {
 		backend = NFT
 	}
 	if r.NFT != "" {
 		if _, err := l.RunInPod(ctx, r.NFT, "nft", "-f", "-"); err != nil {
-			return r, err
+			return err
 		}
 	}
 	for prefix, rules := range map[string]string{"iptables": r.IPv4, "ip6tables": r.IPv6} {
@@ -54,14 +66,10 @@ func (l *Lab) IstioInit(ctx context.Context, version string, backend Backend, ar
 			continue
 		}
 		if _, err := l.RunInPod(ctx, rules, prefix+"-"+string(backend)+"-restore", "--noflush"); err != nil {
-			return r, err
+			return err
 		}
 	}
-	if !r.DualStack || r.Empty() {
-		return r, nil
-	}
-	// Envoy's source towards the application; 127.0.0.6 needs no address.
-	return r, l.pod.Do(func() error { return configure("lo", []string{"::6/128"}, nil) })
+	return nil
 }
 
 // IstioInitContainer is IstioInit for the container of an admitted pod: the version is its image's tag.
@@ -136,16 +144,22 @@ func (l *Lab) NamePort(port uint16, name string) { l.ports[port] = name }
 // StartSidecar starts the proxy's stand-in, and returns when it listens. Which families and whether
 // DNS, an Envoy and its agent decide by the same settings as istio-init.
 func (l *Lab) StartSidecar(ctx context.Context, cfg sidecar.Config) error {
+	return l.startMesh(ctx, "sidecar", sidecar.UID, cfg,
+		sidecar.Admin, sidecar.Outbound, sidecar.Inbound, sidecar.HBONE, sidecar.Agent, sidecar.Health, sidecar.DNSPort, sidecar.Prometheus)
+}
+
+// startMesh starts a stand-in of a mesh's proxy, and names its ports.
+func (l *Lab) startMesh(ctx context.Context, name string, uid uint32, cfg sidecar.Config, ports ...uint16) error {
 	if l.log != nil {
-		return errors.New("the sidecar runs already")
+		return errors.New("the mesh's proxy runs already")
 	}
-	conn, err := l.start(l.pod, sidecar.UID, "sidecar", fmt.Sprintf("-ipv6=%t", cfg.IPv6), fmt.Sprintf("-dns=%t", cfg.DNS))
+	conn, err := l.start(l.pod, uid, name, fmt.Sprintf("-ipv6=%t", cfg.IPv6), fmt.Sprintf("-dns=%t", cfg.DNS))
 	if err != nil {
 		return err
 	}
 	l.log = sidecar.NewLog(conn, conn)
-	for _, port := range []uint16{sidecar.Admin, sidecar.Outbound, sidecar.Inbound, sidecar.HBONE, sidecar.Agent, sidecar.Health, sidecar.DNSPort, sidecar.Prometheus} {
-		l.ports[port] = "sidecar"
+	for _, port := range ports {
+		l.ports[port] = name
 	}
 	_, err = l.log.Events(ctx)
 	return err

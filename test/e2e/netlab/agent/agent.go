@@ -43,6 +43,8 @@ type Dial struct {
 	Half    bool              // close the sending direction before the server answers
 	Path    string            // of Kind HTTP; empty means /
 	Header  map[string]string // of Kind HTTP
+	From    netip.Addr        // for tcp: the address to dial from, if not the usual one
+	Tunnel  netip.AddrPort    // for tcp: the proxy to ask for To by HTTP CONNECT
 	Timeout time.Duration     // of the whole attempt
 }
 

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"time"
 )
@@ -35,7 +36,14 @@ func (m *methods) Dial(d Dial, out *Dialed) error {
 
 func (d Dial) tcp(out *Dialed) error {
 	deadline := time.Now().Add(d.Timeout)
-	conn, err := (&net.Dialer{Deadline: deadline}).Dial("tcp", d.To.String())
+	dialer, to := net.Dialer{Deadline: deadline}, d.To
+	if d.From.IsValid() {
+		dialer.LocalAddr = &net.TCPAddr{IP: d.From.AsSlice()}
+	}
+	if d.Tunnel.IsValid() {
+		to = d.Tunnel
+	}
+	conn, err := dialer.Dial("tcp", to.String())
 	if err != nil {
 		return err
 	}
@@ -44,6 +52,11 @@ func (d Dial) tcp(out *Dialed) error {
 	c.SetDeadline(deadline)
 	out.Local = addrPort(c.LocalAddr())
 	r := bufio.NewReader(c)
+	if d.Tunnel.IsValid() {
+		if err := connect(c, r, d.To); err != nil {
+			return fmt.Errorf("tunnel: %w", err)
+		}
+	}
 	switch d.Kind {
 	case HTTP:
 		return d.get(c, r, out)
@@ -79,6 +92,21 @@ func (d Dial) tcp(out *Dialed) error {
 	}
 	if !bytes.Equal(back, payload) {
 		return fmt.Errorf("%d bytes came back, want the %d sent", len(back), len(payload))
+	}
+	return nil
+}
+
+// connect asks the proxy at the other end for a tunnel.
+func connect(c net.Conn, r *bufio.Reader, to netip.AddrPort) error {
+	if _, err := fmt.Fprintf(c, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", to, to); err != nil {
+		return fmt.Errorf("send: %w", err)
+	}
+	resp, err := http.ReadResponse(r, &http.Request{Method: http.MethodConnect})
+	if err != nil {
+		return fmt.Errorf("read the answer: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("HTTP status %d", resp.StatusCode)
 	}
 	return nil
 }

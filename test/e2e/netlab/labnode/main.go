@@ -27,7 +27,7 @@ func run(args []string) error {
 		return vm.Init()
 	}
 	if len(args) == 0 {
-		return errors.New("want agent, sidecar or container")
+		return errors.New("want agent, sidecar, ztunnel or container")
 	}
 	flags := flag.NewFlagSet(args[0], flag.ContinueOnError)
 	switch args[0] {
@@ -37,18 +37,21 @@ func run(args []string) error {
 			return err
 		}
 		return agent.Serve(*name, stdio{os.Stdin, os.Stdout})
-	case "sidecar":
+	case "sidecar", "ztunnel":
 		var cfg sidecar.Config
 		flags.BoolVar(&cfg.IPv6, "ipv6", false, "listen on IPv6 too")
 		flags.BoolVar(&cfg.DNS, "dns", false, "serve DNS")
 		if err := flags.Parse(args[1:]); err != nil {
 			return err
 		}
+		if args[0] == "ztunnel" {
+			return sidecar.RunZtunnel(cfg, os.Stdin, os.Stdout)
+		}
 		return sidecar.Run(cfg, os.Stdin, os.Stdout)
 	case "container":
 		return container.Exec()
 	}
-	return fmt.Errorf("no command %q: want agent, sidecar or container", args[0])
+	return fmt.Errorf("no command %q: want agent, sidecar, ztunnel or container", args[0])
 }
 
 // stdio joins standard input and output to one connection.

@@ -1,5 +1,6 @@
-// Package sidecar stands in for a mesh's proxy, Envoy with Istio's agent: the same ports, the same
-// way of dialling, and a record of every connection that passed. It has no policy and no TLS.
+// Package sidecar stands in for a mesh's proxy, Envoy with Istio's agent or the ambient mesh's ztunnel:
+// the same ports, the same way of dialling, and a record of every connection that passed. It has no
+// policy and no TLS.
 package sidecar
 
 import (
@@ -47,10 +48,11 @@ var DNSAnswer = netip.MustParseAddr("192.0.2.153")
 // Direction tells which of the sidecar's listeners took a connection.
 type Direction string
 
-// The directions. Outbound and inbound connections are passed on, the others end in the sidecar.
+// The directions. Outbound, inbound and tunnelled connections are passed on, the others end in the proxy.
 const (
 	Out     Direction = "outbound"
 	In      Direction = "inbound"
+	Tunnel  Direction = "tunnel" // inbound too, in a tunnel between the proxies (HBONE, ztunnel only)
 	DNS     Direction = "dns"
 	Serving Direction = "serving" // health, metrics, admin, HBONE
 )
@@ -125,11 +127,16 @@ func Run(cfg Config, in io.Reader, out io.Writer) error {
 	}
 	if cfg.DNS {
 		for _, addr := range loopback {
-			if err := s.serveDNS(addr); err != nil {
+			if err := s.serveDNS(addr, net.ListenConfig{}); err != nil {
 				return err
 			}
 		}
 	}
+	return s.sync(in)
+}
+
+// sync answers each line of in, a number, until in ends.
+func (s *server) sync(in io.Reader) error {
 	for r := bufio.NewScanner(in); r.Scan(); {
 		var n int
 		if _, err := fmt.Sscan(r.Text(), &n); err != nil {
@@ -143,11 +150,15 @@ func Run(cfg Config, in io.Reader, out io.Writer) error {
 // listen keeps the families apart: with one socket for both an IPv4 peer's original destination
 // would have to be asked of an IPv6 socket.
 func listen(addr string, port uint16) (net.Listener, error) {
-	network := "tcp4"
+	return net.Listen(network("tcp", addr), net.JoinHostPort(addr, fmt.Sprint(port)))
+}
+
+// network is that of one family, such as tcp4.
+func network(proto, addr string) string {
 	if strings.Contains(addr, ":") {
-		network = "tcp6"
+		return proto + "6"
 	}
-	return net.Listen(network, net.JoinHostPort(addr, fmt.Sprint(port)))
+	return proto + "4"
 }
 
 func (s *server) event(e Event) {
@@ -159,7 +170,7 @@ func (s *server) event(e Event) {
 // outbound passes a connection on to its original destination, as an Envoy does that has no other
 // route for it (PassthroughCluster).
 func (s *server) outbound(port uint16, c *net.TCPConn) {
-	s.pass(Out, port, c, nil)
+	s.pass(Out, port, c, net.Dialer{})
 }
 
 // inbound passes a connection on to the pod's own address from Envoy's marked source (Istio's
@@ -169,20 +180,27 @@ func (s *server) inbound(port uint16, c *net.TCPConn) {
 	if remote(c).Addr().Is6() {
 		from = &net.TCPAddr{IP: net.ParseIP("::6")}
 	}
-	s.pass(In, port, c, from)
+	s.pass(In, port, c, net.Dialer{LocalAddr: from})
 }
 
-func (s *server) pass(d Direction, port uint16, c *net.TCPConn, from *net.TCPAddr) {
+// pass passes c on to its original destination.
+func (s *server) pass(d Direction, port uint16, c *net.TCPConn, by net.Dialer) {
 	original, err := originalDestination(c)
-	e := s.take(d, port, remote(c), original)
-	var up *net.TCPConn
 	switch {
 	case err != nil:
 		err = fmt.Errorf("original destination: %w", err)
 	case original == local(c):
 		err = errors.New("was not redirected but dialled directly")
-	default:
-		up, err = dial(original, from)
+	}
+	s.relay(s.take(d, port, remote(c), original), c, by, err, "")
+}
+
+// relay connects c, of which e tells, with e's original destination, unless there is an error already.
+// The client is sent a greeting first.
+func (s *server) relay(e Event, c *net.TCPConn, by net.Dialer, err error, greeting string) {
+	var up *net.TCPConn
+	if err == nil {
+		up, err = dial(e.Original, by)
 	}
 	if err != nil {
 		e.Err = err.Error()
@@ -192,6 +210,9 @@ func (s *server) pass(d Direction, port uint16, c *net.TCPConn, from *net.TCPAdd
 	defer up.Close()
 	e.Local = local(up)
 	s.event(e)
+	if _, err := io.WriteString(c, greeting); err != nil {
+		return
+	}
 	done := make(chan struct{})
 	go func() {
 		copyHalf(up, c)
@@ -201,12 +222,9 @@ func (s *server) pass(d Direction, port uint16, c *net.TCPConn, from *net.TCPAdd
 	<-done
 }
 
-func dial(to netip.AddrPort, from *net.TCPAddr) (*net.TCPConn, error) {
-	d := net.Dialer{Timeout: dialTimeout}
-	if from != nil {
-		d.LocalAddr = from
-	}
-	c, err := d.Dial("tcp", to.String())
+func dial(to netip.AddrPort, by net.Dialer) (*net.TCPConn, error) {
+	by.Timeout = dialTimeout
+	c, err := by.Dial("tcp", to.String())
 	if err != nil {
 		return nil, err
 	}
@@ -234,14 +252,14 @@ func (s *server) serve(port uint16, c *net.TCPConn) {
 	fmt.Fprint(c, "HTTP/1.1 200 OK\r\nServer: envoy\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 }
 
-func (s *server) serveDNS(addr string) error {
+func (s *server) serveDNS(addr string, by net.ListenConfig) error {
 	at := net.JoinHostPort(addr, fmt.Sprint(DNSPort))
 	asked := func(peer netip.AddrPort) { s.take(DNS, DNSPort, peer, netip.AddrPort{}) }
-	pc, err := net.ListenPacket("udp", at)
+	pc, err := by.ListenPacket(context.Background(), "udp", at)
 	if err != nil {
 		return err
 	}
-	ln, err := net.Listen("tcp", at)
+	ln, err := by.Listen(context.Background(), "tcp", at)
 	if err != nil {
 		return err
 	}
