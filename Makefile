@@ -11,7 +11,7 @@ GOLANGCI := $(CACHE)/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
 GOTESTSUM := $(CACHE)/gotestsum-$(GOTESTSUM_VERSION)/gotestsum
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench fuzz golden clean
+.PHONY: help build demo test lint bench fuzz golden chart image clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -44,7 +44,17 @@ fuzz: ## Run each fuzz target for a minute
 	@tools/fuzz.sh
 
 golden: ## Write the golden files again after a wanted change; read the diff
-	go test $(GOFLAGS_BUILD) ./pkg/mutate ./pkg/annotations ./cmd/meshvirt -run "Golden|Documented" -update
+	@$(SETUP) helm >/dev/null
+	go test $(GOFLAGS_BUILD) ./pkg/mutate ./pkg/annotations ./cmd/meshvirt ./charts -run "Golden|Documented" -update
+
+chart: ## Check the Helm chart and package it into build/
+	@$(SETUP) helm kubeconform >/dev/null
+	go test $(GOFLAGS_BUILD) ./charts
+	@mkdir -p build
+	$$($(SETUP) helm)/helm package charts/meshvirt --destination build
+
+image: ## Build both images for amd64 and arm64 into build/*.tar, and check them (root)
+	@tools/image.sh
 
 clean: ## Remove build/
 	rm -rf build
