@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"time"
@@ -182,7 +183,11 @@ func listen(port uint16, shared, transparent bool) (fd int, err error) {
 		err = errors.Join(err, sockopt.DualStack(fd))
 	}
 	if transparent {
-		err = errors.Join(err, sockopt.Transparent(fd))
+		e := sockopt.Transparent(fd)
+		if errors.Is(e, unix.EPERM) {
+			e = fmt.Errorf("%w: want the capability NET_RAW", e)
+		}
+		err = errors.Join(err, e)
 	}
 	if shared {
 		err = errors.Join(err, sockopt.ReusePort(fd))
