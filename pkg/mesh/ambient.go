@@ -1,9 +1,46 @@
 package mesh
 
+import "github.com/meshvirt/meshvirt/pkg/plan"
+
+// AmbientName is what Recognise calls Istio without sidecars.
+const AmbientName = "istio-ambient"
+
+// AnnotationAmbientDNS, with the value "false", keeps ztunnel from taking the pod's DNS (Istio 1.25).
+const AnnotationAmbientDNS = "ambient.istio.io/dns-capture"
+
+// ReadAmbient gives what ztunnel takes in an enrolled pod. It listens in the pod's network namespace on
+// the ports of a sidecar, on both families where the pod has them, and exempts nothing: annotations
+// that exclude traffic from sidecars have no effect. DNS capture is the default since Istio 1.25, the
+// first release that knows virtual interfaces in ambient mode.
+func ReadAmbient(annotations map[string]string) (Capture, error) {
+	c := Capture{
+		OutboundPort: IstioOutboundPort,
+		InboundPort:  IstioInboundPort,
+		TunnelPort:   IstioTunnelPort,
+		Interception: InterceptionRedirect,
+		OutboundAll:  true,
+		InboundAll:   true,
+		OwnPorts:     []uint16{IstioTunnelPort},
+		DualStack:    true,
+	}
+	settings, err := ReadIstio(Input{CNI: true, Annotations: map[string]string{
+		AnnotationRerouteInterfaces:  annotations[AnnotationRerouteInterfaces],
+		AnnotationKubevirtInterfaces: annotations[AnnotationKubevirtInterfaces],
+	}})
+	if err != nil {
+		return Capture{}, err
+	}
+	c.RerouteInterfaces = settings.RerouteInterfaces
+	if annotations[AnnotationAmbientDNS] != "false" {
+		c.DNS = &plan.DNS{Port: IstioDNSPort, All: true}
+	}
+	return c, nil
+}
+
 // ambient is Istio without sidecars: ztunnel, on the node, takes the traffic in the pod's network namespace.
 // istio-cni enrols a pod once it runs, so at admission only labels tell.
 var ambient = Other{
-	Name: "istio-ambient",
+	Name: AmbientName,
 	finds: func(t Traces) bool {
 		return !t.has("istio-proxy") &&
 			(t.label("istio.io/dataplane-mode") == "ambient" || t.Annotations["ambient.istio.io/redirection"] == "enabled")

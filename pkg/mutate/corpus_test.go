@@ -54,7 +54,10 @@ func checkCorpusPod(t *testing.T, pod *corev1.Pod, facts Facts, mode plan.Mode) 
 	in := string(must(json.Marshal(pod)))
 	out, report, errs := Apply(pod, facts, testConfig)
 	if len(errs) > 0 {
-		t.Fatalf("errors %v", errs)
+		if inAmbient := report.Mesh == mesh.AmbientName; mode == plan.Auto || inAmbient == (mode == plan.Ambient) {
+			t.Fatalf("errors %v", errs)
+		}
+		return false
 	}
 	if report.Mode == plan.Off {
 		if out != pod || len(Patch(pod, out)) > 0 {
@@ -77,6 +80,13 @@ func checkCorpusPod(t *testing.T, pod *corev1.Pod, facts Facts, mode plan.Mode) 
 		plan.NATProxy: {templates.RulesName, templates.ProxyName},
 	}[report.Mode]
 	i := container(out.Spec.InitContainers, istioInit, istioValidation)
+	if report.Mode == plan.Ambient {
+		if i >= 0 || out.Spec.InitContainers[0].Name != templates.RulesName || report.Mesh != mesh.AmbientName {
+			t.Errorf("mode ambient beside mesh %q, first init container %s", report.Mesh, out.Spec.InitContainers[0].Name)
+		}
+		checkUndo(t, in, patched)
+		return true
+	}
 	if i < 0 {
 		if len(want) > 0 || len(out.Spec.InitContainers) != len(pod.Spec.InitContainers) {
 			t.Errorf("mode %s beside mesh %q", report.Mode, report.Mesh)

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
@@ -25,8 +26,9 @@ const BindingUnknown Binding = ""
 
 // The meshes of the table.
 const (
-	noMesh = ""
-	istio  = "istio"
+	noMesh  = ""
+	istio   = "istio"
+	ambient = mesh.AmbientName
 )
 
 // A fact is a condition beside binding and mesh.
@@ -51,7 +53,11 @@ var decisions = []decision{
 	{bindings: []Binding{BindingPasst, BindingSlirp}, when: noneGiven, mode: plan.Process, reason: ProcessBinding},
 	{bindings: []Binding{BindingUnknown}, when: wasProcess, mode: plan.Process, reason: ProcessBinding},
 	{meshes: []string{"linkerd", "kuma", "consul"}, mode: plan.Off, reason: MeshUnsupported},
-	{meshes: []string{"istio-ambient"}, mode: plan.Off, reason: AmbientUnsupported},
+	{meshes: []string{ambient}, when: interfaceGiven, mode: plan.Ambient, reason: MasqueradeAmbient},
+	{bindings: []Binding{BindingMasquerade}, meshes: []string{ambient}, mode: plan.Ambient, reason: MasqueradeAmbient},
+	{bindings: []Binding{BindingUnknown}, meshes: []string{ambient}, when: rerouted, mode: plan.Ambient, reason: MasqueradeAmbient},
+	{bindings: []Binding{BindingUnknown}, meshes: []string{ambient}, when: found, mode: plan.Ambient, reason: MasqueradeAmbient},
+	{meshes: []string{ambient}, mode: plan.Off, reason: AmbientUnsupported},
 	{meshes: []string{istio}, when: byTPROXY, mode: plan.Off, reason: InterceptionTPROXY},
 	{meshes: []string{istio}, when: interfaceGiven, mode: plan.Rules, reason: MasqueradeSidecar},
 	{bindings: []Binding{BindingMasquerade}, meshes: []string{istio}, mode: plan.Rules, reason: MasqueradeSidecar},
@@ -96,8 +102,13 @@ func chooseMode(_ *corev1.Pod, s *state) Reason {
 		if wish != plan.Auto {
 			s.warn("annotation %s: %s has no effect, the VM's traffic comes from a process of the pod, which the mesh redirects by itself", annotations.Mode, wish)
 		}
+	case (d.mode == plan.Ambient) != (wish == plan.Ambient) && wish != plan.Auto:
+		s.invalid(field.Invalid(annotationsPath.Key(annotations.Mode), string(wish), "want auto or "+string(d.mode)+": mode ambient is for pods of an ambient mesh, which have no sidecar, and they have no other"))
+		return Invalid
 	case wish != plan.Auto:
 		d.mode, d.reason = wish, Requested
+	case d.mode == plan.Ambient || s.cfg.DefaultMode == plan.Ambient:
+		// What is configured is for sidecars, or not for them.
 	case s.cfg.DefaultMode == plan.Off:
 		return OptedOut
 	case s.cfg.DefaultMode != "" && s.cfg.DefaultMode != plan.Auto:

@@ -28,7 +28,11 @@ func injectRules(pod *corev1.Pod, s *state) Reason {
 
 // injectProxy puts the relay behind the rules and, like a native mesh sidecar, before the VM.
 func injectProxy(pod *corev1.Pod, s *state) Reason {
-	if !s.proxy {
+	if !s.proxy { // an earlier admission, in another mode, may have injected it
+		if i := container(pod.Spec.InitContainers, templates.ProxyName); i >= 0 {
+			pod.Spec.InitContainers = slices.Delete(slices.Clone(pod.Spec.InitContainers), i, i+1)
+			s.changed("init container %s: removed, mode %s has none", templates.ProxyName, s.report.Mode)
+		}
 		return ""
 	}
 	c, err := templates.Proxy(s.plan, s.cfg.Image, guaranteed(pod))

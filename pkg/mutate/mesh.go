@@ -24,8 +24,7 @@ const (
 func readMesh(pod *corev1.Pod, s *state) Reason {
 	s.meshInit = container(pod.Spec.InitContainers, istioInit, istioValidation)
 	if s.meshInit < 0 {
-		recognise(pod, s)
-		return ""
+		return recognise(pod, s)
 	}
 	s.report.Mesh = istio
 	capture, err := mesh.ReadIstio(input(pod, s.meshInit))
@@ -37,8 +36,8 @@ func readMesh(pod *corev1.Pod, s *state) Reason {
 	return ""
 }
 
-// recognise looks for a mesh that can be told from others, but not be adapted yet.
-func recognise(pod *corev1.Pod, s *state) {
+// recognise looks for a mesh without istio-init: Istio's ambient one, or one that cannot be adapted yet.
+func recognise(pod *corev1.Pod, s *state) Reason {
 	t := mesh.Traces{Annotations: pod.Annotations, Labels: pod.Labels, NamespaceLabels: s.facts.NamespaceLabels}
 	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for _, c := range list {
@@ -51,6 +50,17 @@ func recognise(pod *corev1.Pod, s *state) {
 			s.capture.Interception = mesh.InterceptionNone
 		}
 	}
+	if s.report.Mesh == noMesh && s.settings.Mode == plan.Ambient {
+		s.report.Mesh = ambient // the namespace's label says so, which may not be known here
+	}
+	if s.report.Mesh == ambient {
+		capture, err := mesh.ReadAmbient(pod.Annotations)
+		if err != nil {
+			return s.invalid(field.Forbidden(annotationsPath, err.Error()))
+		}
+		s.capture = capture
+	}
+	return ""
 }
 
 // input is where Istio's settings stand in a pod whose redirection the given init container sets up, or checks.
@@ -85,11 +95,11 @@ func environment(c *corev1.Container) map[string]string {
 }
 
 // moveInterface tells the mesh what to do with the guest's interfaces. In mode native it reroutes
-// them; in mode process there are none to reroute; in the others it leaves them alone, in every table,
+// them; in the modes process and ambient none are to be rerouted; in the others it leaves them alone, in every table,
 // because our own rules own them. Both the arguments of istio-init and the annotations change: istio-cni
 // reads the annotations, and so does the injector if it is invoked again.
 func moveInterface(pod *corev1.Pod, s *state) Reason {
-	if s.report.Mode == plan.Process {
+	if s.report.Mode == plan.Process || s.report.Mode == plan.Ambient {
 		s.setAnnotations(pod, mesh.RerouteNothing(pod.Annotations))
 	}
 	if s.meshInit < 0 {
@@ -139,7 +149,7 @@ func (s *state) setAnnotations(pod *corev1.Pod, change mesh.AnnotationChange) {
 
 // warnOfMesh tells the user what is known to go wrong with this mesh in a pod that is ready to go.
 func (s *state) warnOfMesh(pod *corev1.Pod) {
-	if s.report.Mode != plan.Process {
+	if s.report.Mode != plan.Process && s.report.Mode != plan.Ambient {
 		s.report.Warnings = append(s.report.Warnings, s.advice...)
 	}
 	init := container(pod.Spec.InitContainers, istioInit, istioValidation)

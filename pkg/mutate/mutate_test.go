@@ -243,7 +243,7 @@ func TestPatchEscapesKeys(t *testing.T) {
 }
 
 func TestReasonsHaveTexts(t *testing.T) {
-	for _, r := range []Reason{NotVirtLauncher, HostNetwork, OptedOut, NoMesh, NoInterception, InterceptionTPROXY, NoVirtualInterface, ProcessBinding, BindingUnsupported, Invalid, Requested, ConfiguredDefault, MasqueradeSidecar, MeshUnsupported, AmbientUnsupported} {
+	for _, r := range []Reason{NotVirtLauncher, HostNetwork, OptedOut, NoMesh, NoInterception, InterceptionTPROXY, NoVirtualInterface, ProcessBinding, BindingUnsupported, Invalid, Requested, ConfiguredDefault, MasqueradeSidecar, MasqueradeAmbient, MeshUnsupported, AmbientUnsupported} {
 		if ReasonTexts[r] == "" {
 			t.Errorf("%s has no text", r)
 		}

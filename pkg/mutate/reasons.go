@@ -24,6 +24,7 @@ const (
 	Requested         Reason = "Requested"
 	ConfiguredDefault Reason = "ConfiguredDefault"
 	MasqueradeSidecar Reason = "MasqueradeSidecar"
+	MasqueradeAmbient Reason = "MasqueradeAmbient"
 	ProcessBinding    Reason = "ProcessBinding"
 )
 
@@ -35,7 +36,7 @@ var ReasonTexts = map[Reason]string{
 	NoMesh:             "No mesh that MeshVirt can adapt has injected its proxy into the pod.",
 	NoInterception:     "The mesh does not redirect this pod's traffic (Istio's interceptionMode NONE, Consul without transparent proxy).",
 	MeshUnsupported:    "The mesh (Linkerd, Kuma, Consul) is recognised, but not adapted yet; a warning says what happens to the VM there and what helps.",
-	AmbientUnsupported: "The pod is in Istio's ambient mode, which is not adapted yet; a warning says what works there today.",
+	AmbientUnsupported: "The pod is in Istio's ambient mode with a network binding that no mode supports there yet; a warning says what works today.",
 	InterceptionTPROXY: "Istio intercepts this pod's inbound traffic by TPROXY, which no mode supports yet; set sidecar.istio.io/interceptionMode: REDIRECT.",
 	NoVirtualInterface: "Neither the mesh's settings nor the VMI name an interface that the guest is behind; set meshvirt.io/interfaces if there is one.",
 	BindingUnsupported: "No mode supports the network binding of the VMI yet.",
@@ -43,6 +44,7 @@ var ReasonTexts = map[Reason]string{
 
 	Requested:         "The annotation meshvirt.io/mode asked for this mode.",
 	ConfiguredDefault: "The webhook is configured with this mode as its default.",
+	MasqueradeAmbient: "A VM with masquerade binding in an ambient mesh: the kernel path lets ztunnel serve every flow.",
 	MasqueradeSidecar: "A VM with masquerade binding beside an Istio sidecar: the kernel path serves every flow.",
 	ProcessBinding:    "The guest's traffic comes from a process of the pod (passt, slirp), which every mesh redirects by itself.",
 }
