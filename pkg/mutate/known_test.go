@@ -60,6 +60,26 @@ func TestWorseFactsChangeNothing(t *testing.T) {
 	}
 }
 
+// The same for every pod of the corpus beside its own VMI.
+func TestWorseFactsChangeNoPodOfTheCorpus(t *testing.T) {
+	adapted := 0
+	for _, file := range must(filepath.Glob("../../test/corpus/pods/*/*/injected-*.yaml")) {
+		vmi := readVMI(t, filepath.Join(filepath.Dir(file), "vmi.yaml"))
+		in := readYAML(t, file)
+		once, _ := applyJSON(t, in, Facts{VMI: vmi})
+		if once == in {
+			continue
+		}
+		adapted++
+		if twice, _ := applyJSON(t, once, Facts{Unknown: "no answer"}); twice != once {
+			t.Errorf("%s changed (-known +unknown)\n%s", file, cmp.Diff(generic(t, once), generic(t, twice)))
+		}
+	}
+	if adapted < 50 {
+		t.Errorf("%d pods were adapted, want at least 50", adapted)
+	}
+}
+
 // What the pod says itself counts more than what an earlier admission read.
 func TestRecallGivesWayToThePod(t *testing.T) {
 	pod := readPod(t, "rules-native-sidecar")
