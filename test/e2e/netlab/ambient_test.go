@@ -225,6 +225,27 @@ func TestAmbientNeeds(t *testing.T) {
 	}
 }
 
+// TestAmbientStrictReversePath is on a node that checks where packets should come from (rp_filter), as
+// those of several distributions do.
+func TestAmbientStrictReversePath(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, Options{DualStack: true, Image: dataPlane(t)})
+	do(t, l.Namespace().Sysctl("ipv4/conf/all/rp_filter", "1"))
+	startAmbient(t, l, NFT, istio.AmbientOptions{DualStack: true})
+	startMeshVirt(t, l, ambientPlan())
+	do(t, l.KubeVirt(t.Context(), "v1.9.0-noistio-noports-dual"), l.StartGuest(t.Context()))
+	wantOutcomes(t, l, ambientMember, AmbientFlows...)
+}
+
+// TestAmbientRefusesWithoutZtunnel: while the mesh is not there, the guest's TCP does not get past it.
+func TestAmbientRefusesWithoutZtunnel(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, Options{DualStack: true, Image: dataPlane(t)})
+	startMeshVirt(t, l, ambientPlan())
+	do(t, l.KubeVirt(t.Context(), "v1.9.0-noistio-noports-dual"), l.StartGuest(t.Context()))
+	wantFlows(t, l, map[string]string{"egress-tcp4": "fails", "egress-tcp6": "fails", "ingress-tcp4": "fails", "ingress-tcp6": "fails", "udp-out4": "ok saw 10.244.1.17"})
+}
+
 // TestAmbientExclusions has ports that go past the mesh to the guest.
 func TestAmbientExclusions(t *testing.T) {
 	t.Parallel()
