@@ -3,6 +3,7 @@ package charts_test
 import (
 	"encoding/json"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -56,6 +57,32 @@ Made by ` + "`make golden`" + ` of charts/meshvirt/values.yaml. The schema besid
 		b.WriteString("| `" + v.path + "` | " + cell + " | " + inCell.Replace(v.comment) + " |\n")
 	}
 	golden(t, "../docs/values.md", b.String())
+}
+
+// The page about installing sets values that exist.
+func TestInstallPageNamesValues(t *testing.T) {
+	page, err := os.ReadFile("../docs/install.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	known, groups := map[string]bool{}, map[string]bool{}
+	for _, v := range readValues(t, schemaLeaves(t)) {
+		known[v.path] = true
+		group, _, _ := strings.Cut(v.path, ".")
+		groups[group] = true
+	}
+	found := 0
+	for _, m := range regexp.MustCompile("(?:--set(?:-file)? |`)(([a-zA-Z]+)\\.[a-zA-Z.]+)").FindAllSubmatch(page, -1) {
+		if !groups[string(m[2])] {
+			continue // the name of a file
+		}
+		if found++; !known[string(m[1])] {
+			t.Errorf("docs/install.md names %s, which is no value", m[1])
+		}
+	}
+	if found < 5 {
+		t.Errorf("docs/install.md names %d values, want some", found)
+	}
 }
 
 // schemaLeaves gives the paths of the schema below which it names nothing more.
