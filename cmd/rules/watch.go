@@ -65,7 +65,8 @@ func (s *state) set(err error) {
 
 func (s *state) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
+	ok := func(w http.ResponseWriter) { fmt.Fprintln(w, "ok") }
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { ok(w) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -73,7 +74,7 @@ func (s *state) handler() http.Handler {
 			http.Error(w, s.err.Error(), http.StatusServiceUnavailable)
 			return
 		}
-		io.WriteString(w, "ok\n")
+		ok(w)
 	})
 	return mux
 }

@@ -34,11 +34,7 @@ func (l *lab) serveOne(ns netns, uid int, network, addr string, answer func(from
 	var packets net.PacketConn
 	err := ns.do(uid, func() (err error) {
 		if strings.HasPrefix(network, "tcp") {
-			// Any server may be given connections by TPROXY: that matters for our proxy alone.
-			c := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-				return raw.Control(func(fd uintptr) { err = sockopt.Transparent(int(fd)) })
-			}}
-			listener, err = c.Listen(context.Background(), network, addr)
+			listener, err = listenTransparent(network, addr)
 		} else {
 			packets, err = net.ListenPacket(network, addr)
 		}
@@ -74,6 +70,14 @@ func (l *lab) serveOne(ns netns, uid int, network, addr string, answer func(from
 			}()
 		}
 	}()
+}
+
+// listenTransparent opens a listener that may be given connections by TPROXY.
+func listenTransparent(network, addr string) (net.Listener, error) {
+	c := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+		return errors.Join(raw.Control(func(fd uintptr) { err = sockopt.Transparent(int(fd)) }), err)
+	}}
+	return c.Listen(context.Background(), network, addr)
 }
 
 // ask connects from a namespace as uid, from an address if one is given, and gives the answer.

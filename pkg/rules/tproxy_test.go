@@ -1,7 +1,10 @@
 package rules
 
 import (
+	"io"
+	"net"
 	"testing"
+	"time"
 
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
@@ -51,6 +54,64 @@ func TestTProxyPaths(t *testing.T) {
 				t.Fatal(err)
 			}
 			l.try(build(t, dnsPlan(plan.TProxy), dualPod), paths)
+		})
+	}
+}
+
+// TestTProxyRewrite: a connection goes on when the table is written again, as it is when a bridge comes.
+func TestTProxyRewrite(t *testing.T) {
+	for name, w := range map[string]world{"bridge-nf": plain, "no bridge-nf": plain.withoutBridgeNF()} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t, w)
+			// Else the kernel finds the socket of a connection that it knows by itself, for a while.
+			l.pod.sysctl(t, "ipv4/tcp_early_demux", "0")
+			p := dnsPlan(plan.TProxy)
+			p.Proxy.OutboundPort = 15201
+			r := build(t, p, dualPod)
+			l.apply(r)
+			var relay net.Listener
+			var guest net.Conn
+			for _, err := range []error{
+				l.pod.do(0, func() error { return routeMarked(families) }),
+				l.pod.do(proxyUID, func() (err error) { relay, err = listenTransparent("tcp", ":15201"); return err }),
+				l.guest.do(appUID, func() (err error) { guest, err = net.DialTimeout("tcp", away+":80", answerIn); return err }),
+			} {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			defer relay.Close()
+			defer guest.Close()
+			pod, err := relay.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer pod.Close()
+			if got := pod.LocalAddr().String(); got != away+":80" {
+				t.Errorf("the relay's socket has address %s, want %s:80", got, away)
+			}
+			deadline := time.Now().Add(2 * answerIn)
+			guest.SetDeadline(deadline)
+			pod.SetDeadline(deadline)
+			for range 3 {
+				for from, to := range map[net.Conn]net.Conn{guest: pod, pod: guest} {
+					var got [5]byte
+					if _, err := from.Write([]byte("hello")); err != nil {
+						t.Fatal(err)
+					}
+					if _, err := io.ReadFull(to, got[:]); err != nil {
+						t.Fatal(err)
+					}
+				}
+				l.apply(r)
+			}
+			// Without the table the guest's next packet does not find the relay: the test can fail.
+			l.apply(Ruleset{})
+			pod.SetDeadline(time.Now().Add(silence))
+			guest.Write([]byte("lost"))
+			if n, err := pod.Read(make([]byte, 4)); err == nil {
+				t.Errorf("%d bytes came without any rule", n)
+			}
 		})
 	}
 }

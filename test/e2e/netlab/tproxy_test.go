@@ -2,6 +2,7 @@ package netlab
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -181,4 +182,23 @@ func TestTProxyCapabilities(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestTProxyIPv4 has a pod without IPv6, where neither rules nor routes of it can be made.
+func TestTProxyIPv4(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, Options{Image: dataPlane(t)})
+	do(t, l.Namespace().Sysctl("ipv6/conf/all/disable_ipv6", "1"))
+	startIstio(t, l, "1.29.6", NFT, "--redirect-dns", "-c", Bridge)
+	p := handMade(plan.TProxy)
+	p.Mesh.DualStack, p.Guest.IPv6 = false, netip.Addr{}
+	startMeshVirt(t, l, p)
+	do(t, l.KubeVirt(t.Context(), "v1.9.0-istio-noports-dual"), l.StartGuest(t.Context()))
+	want := with(member, nil)
+	for _, f := range Flows {
+		if f.IPv6() {
+			delete(want, f.Name)
+		}
+	}
+	wantOutcomes(t, l, want)
 }
