@@ -99,6 +99,7 @@ func TestRefusesValues(t *testing.T) {
 		"a class with a capital":  {"priorityClassName=High", "at '/priorityClassName'"},
 		"a stolen selector label": {"commonLabels.app\\.kubernetes\\.io/name=x", "invalid propertyName 'app.kubernetes.io/name'"},
 		"everybody by a mistake":  {"networkPolicy.metricsFrom[0]=", "at '/networkPolicy/metricsFrom/0': got string, want object"},
+		"a wordy quantity":        {"dataPlane.proxyResources.limits.memory=lots", "at '/dataPlane/proxyResources/limits/memory'"},
 		"no interval":             {"serviceMonitor.interval=often", "at '/serviceMonitor/interval'"},
 		"a day to shut down":      {"webhook.shutdownDelaySeconds=86400", "at '/webhook/shutdownDelaySeconds'"},
 		"a misspelt key":          {"image.dataplane.tag=x", "additional properties 'dataplane' not allowed"},

@@ -112,8 +112,14 @@ func (a adapter) explain(in []byte, assumed rules.Pod) (all []explanation, err e
 
 func (a adapter) explainPod(pod *corev1.Pod, assumed rules.Pod) (explanation, error) {
 	for _, c := range pod.Spec.InitContainers {
-		if c.Name == templates.RulesName && a.keepImage {
-			a.config.Image.Name = c.Image // that of the cluster's webhook is no change
+		if !a.keepImage {
+			break
+		}
+		switch c.Name { // what the cluster's webhook was configured with is no change
+		case templates.RulesName:
+			a.config.Image.Name, a.config.Image.RulesResources = c.Image, c.Resources
+		case templates.ProxyName:
+			a.config.Image.ProxyResources = c.Resources
 		}
 	}
 	_, report, errs := a.apply(pod)

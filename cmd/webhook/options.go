@@ -48,6 +48,8 @@ func parse(args []string, out io.Writer) (*options, error) {
 	flags.StringVar(&o.metricsListen, "metrics-listen", ":8080", "`address` of /metrics, by HTTP; empty serves none")
 	flags.StringVar(&o.image.Name, "data-plane-image", templates.DefaultImage, "`image` of the containers that are injected")
 	pull := flags.String("image-pull-policy", "", "pull `policy` of these containers: Always, IfNotPresent, Never or empty")
+	flags.Func("rules-resources", "`resources` of the container meshvirt-rules in place of the default, as JSON with requests and limits", into(&o.image.RulesResources))
+	flags.Func("proxy-resources", "the same of meshvirt-proxy", into(&o.image.ProxyResources))
 	mode := flags.String("default-mode", string(plan.Auto), "`mode` of pods whose annotations name none")
 	flags.BoolVar(&o.cluster, "cluster", true, "watch VirtualMachineInstances and namespaces, and write events;\n"+
 		"if false, the pod alone decides")

@@ -3,6 +3,8 @@
 package templates
 
 import (
+	"maps"
+
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -21,12 +23,14 @@ const (
 // DefaultImage is the data-plane image of this release.
 const DefaultImage = "ghcr.io/meshvirt/dataplane:" + plan.Release
 
-// Image is the data-plane image.
+// Image is the data-plane image, and what its containers may use.
 type Image struct {
 	// Name is the reference, by tag or digest.
 	Name string
 	// PullPolicy may be empty: the API server then defaults it by tag.
 	PullPolicy corev1.PullPolicy
+	// RulesResources and ProxyResources take the place of a container's defaults, unless they are empty.
+	RulesResources, ProxyResources corev1.ResourceRequirements
 }
 
 // Rules is the init container that writes the nftables table of p and ends. It is root with
@@ -43,7 +47,7 @@ func Rules(p plan.Plan, image Image, guaranteed bool) (corev1.Container, error) 
 		ImagePullPolicy: image.PullPolicy,
 		Command:         []string{RulesProgram},
 		Env:             []corev1.EnvVar{{Name: plan.Env, Value: env}},
-		Resources:       resources("10m", "100m", "64Mi", guaranteed),
+		Resources:       resources(image.RulesResources, "10m", "100m", "64Mi", guaranteed),
 		SecurityContext: securityContext(0, "NET_ADMIN"),
 		// Standard error explains a refused plan; without this, `kubectl describe pod` shows nothing.
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
@@ -79,7 +83,7 @@ func Proxy(p plan.Plan, image Image, guaranteed bool) (corev1.Container, error) 
 		Command:                  []string{ProxyProgram},
 		Env:                      []corev1.EnvVar{{Name: plan.Env, Value: env}},
 		Ports:                    []corev1.ContainerPort{{Name: "meshvirt-status", ContainerPort: int32(p.Proxy.StatusPort), Protocol: corev1.ProtocolTCP}},
-		Resources:                resources("20m", "1", "128Mi", guaranteed),
+		Resources:                resources(image.ProxyResources, "20m", "1", "128Mi", guaranteed),
 		StartupProbe:             probe("/readyz", 1, 60),
 		ReadinessProbe:           probe("/readyz", 10, 3),
 		LivenessProbe:            probe("/livez", 10, 6),
@@ -89,13 +93,20 @@ func Proxy(p plan.Plan, image Image, guaranteed bool) (corev1.Container, error) 
 	}, nil
 }
 
-// resources asks for cpu and memory; a Guaranteed pod stays one only if requests equal limits in
-// every container. Otherwise the CPU limit is left out, as it would only throttle the VM's traffic.
-func resources(cpu, limit, memory string, guaranteed bool) corev1.ResourceRequirements {
+// resources asks for own, or by default for cpu and memory; a Guaranteed pod stays one only if requests
+// equal limits in every container. Otherwise the default is without a CPU limit, as it would only
+// throttle the VM's traffic.
+func resources(own corev1.ResourceRequirements, cpu, limit, memory string, guaranteed bool) corev1.ResourceRequirements {
 	mem := resource.MustParse(memory)
 	if guaranteed {
-		same := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(limit), corev1.ResourceMemory: mem}
-		return corev1.ResourceRequirements{Limits: same, Requests: same.DeepCopy()}
+		both := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(limit), corev1.ResourceMemory: mem}
+		for _, list := range []corev1.ResourceList{own.Requests, own.Limits} { // a limit counts more than a request
+			maps.Copy(both, list)
+		}
+		return corev1.ResourceRequirements{Limits: both, Requests: both.DeepCopy()}
+	}
+	if len(own.Requests)+len(own.Limits) > 0 {
+		return *own.DeepCopy()
 	}
 	return corev1.ResourceRequirements{
 		Limits:   corev1.ResourceList{corev1.ResourceMemory: mem},
