@@ -44,6 +44,8 @@ func ambient(b *builder) {
 
 	out := b.chain("output", natOutput)
 	for _, f := range b.served {
+		// A service may lead the guest back to itself: the proxy then calls itself.
+		out.add("the mesh's own port stays with the mesh", b.onLoopback, f.daddr.notIn(f.loopback), b.byMesh, tcpDport.in(b.own), f.freeze())
 		out.add("the mesh's proxy lets it in to the guest",
 			b.onLoopback, f.daddr.notIn(f.loopback), b.byMesh, b.guestTCP, setCtMark(letInMark), b.toGuest(f))
 	}

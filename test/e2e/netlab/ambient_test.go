@@ -3,10 +3,12 @@ package netlab
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -264,6 +266,34 @@ func TestAmbientExclusions(t *testing.T) {
 	})
 }
 
+// TestAmbientTunnelToItself has ztunnel reach the pod by a tunnel from inside, as it does if the guest
+// calls a service that leads back to it. KubeVirt in its Istio mode would send that to the guest.
+func TestAmbientTunnelToItself(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, Options{DualStack: true, Image: dataPlane(t)})
+	startAmbient(t, l, NFT, istio.AmbientOptions{DualStack: true})
+	startMeshVirt(t, l, ambientPlan())
+	do(t, l.KubeVirt(t.Context(), "v1.9.0-istio-noports-dual"), l.StartGuest(t.Context()))
+	for _, ip := range l.PodIPs() {
+		c, err := dialAsZtunnel(t.Context(), l, "tcp", at(ip, sidecar.HBONE).String())
+		do(t, err)
+		defer c.Close()
+		do(t, c.SetDeadline(time.Now().Add(l.Timeout)))
+		to := at(ip, HTTPPort)
+		_, err = fmt.Fprintf(c, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", to, to)
+		do(t, err)
+		_, err = io.ReadFull(c, make([]byte, len("HTTP/1.1 200 OK\r\n\r\n")))
+		do(t, err)
+		_, err = fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", to)
+		do(t, err)
+		answer, err := io.ReadAll(c)
+		do(t, err)
+		if !strings.Contains(string(answer), "Server: lab-guest") {
+			t.Errorf("%s: got %q, want the guest's answer", ip, answer)
+		}
+	}
+}
+
 // TestAmbientDNS has a plan that does not know of the mesh's capture: the guest's DNS is not captured
 // then, but works, and so does that of the pod and of ztunnel.
 func TestAmbientDNS(t *testing.T) {
@@ -294,10 +324,8 @@ func TestAmbientDNS(t *testing.T) {
 	}
 }
 
-// askAsZtunnel resolves a name over UDP from a marked socket in the pod.
-func askAsZtunnel(ctx context.Context, l *Lab, server string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, l.Timeout)
-	defer cancel()
+// dialAsZtunnel dials from a marked socket in the pod.
+func dialAsZtunnel(ctx context.Context, l *Lab, network, to string) (c net.Conn, err error) {
 	d := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) (err error) {
 		cerr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, 0x539) })
 		if cerr != nil {
@@ -305,13 +333,18 @@ func askAsZtunnel(ctx context.Context, l *Lab, server string) (string, error) {
 		}
 		return err
 	}}
-	r := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (c net.Conn, err error) {
-		err = l.Namespace().Do(func() error {
-			c, err = d.DialContext(ctx, "udp", server)
-			return err
-		})
-		return c, err
-	}}
+	err = l.Namespace().Do(func() error {
+		c, err = d.DialContext(ctx, network, to)
+		return err
+	})
+	return c, err
+}
+
+// askAsZtunnel resolves a name over UDP from a marked socket in the pod.
+func askAsZtunnel(ctx context.Context, l *Lab, server string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.Timeout)
+	defer cancel()
+	r := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) { return dialAsZtunnel(ctx, l, "udp", server) }}
 	addrs, err := r.LookupNetIP(ctx, "ip4", "app.default.svc.cluster.local.")
 	if err != nil {
 		return "", err
