@@ -10,9 +10,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -113,6 +115,39 @@ func Start(dir string) (_ *Cluster, err error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// RestartAPIServer kills kube-apiserver, starts it again at the same address, and returns when it is
+// ready. etcd goes on. (Ended in order, it would wait a minute for the watches of webhooks.)
+func (c *Cluster) RestartAPIServer() error {
+	server := c.env.ControlPlane.GetAPIServer()
+	pids, err := children(c.env.BinaryAssetsDirectory)
+	if err != nil {
+		return err
+	}
+	port := "--secure-port=" + server.SecureServing.Port // of this cluster, not of another in this process
+	for _, pid := range pids {
+		args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err != nil || !slices.Contains(strings.Split(string(args), "\x00"), port) {
+			continue
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			return fmt.Errorf("kill kube-apiserver: %w", err)
+		}
+	}
+	if err := server.Stop(); err != nil {
+		return fmt.Errorf("stop kube-apiserver: %w", err)
+	}
+	if err := server.Start(); err != nil {
+		return fmt.Errorf("start kube-apiserver again: %w", err)
+	}
+	started, err := children(c.env.BinaryAssetsDirectory)
+	if err != nil {
+		return err
+	}
+	c.release()
+	c.release, err = guard(started...)
+	return err
 }
 
 // log opens a log file, to be added to, that Stop closes.

@@ -6,14 +6,12 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -81,11 +79,12 @@ func TestManagedCertificate(t *testing.T) {
 	var replicas []*replica
 	for range 2 {
 		r := startReplica(t, c, kubeconfig, args)
-		replicas, service.backends = append(replicas, r), append(service.backends, r.reviews)
+		replicas = append(replicas, r)
 	}
 	for _, r := range replicas {
 		r.awaitReady(t)
 	}
+	service.use(replicas...)
 	old := caOfSecret(t, c)
 	if err := c.awaitReview(ctx, WebhookName, here, vm.Pod); err != nil {
 		t.Fatal(err)
@@ -122,7 +121,7 @@ func TestManagedCertificate(t *testing.T) {
 	}
 	load(func() bool {
 		ca := caOfSecret(t, c)
-		return !ca.Equal(old) && !slices.ContainsFunc(service.backends, func(address string) bool { return served(t, address).CheckSignatureFrom(ca) != nil })
+		return !ca.Equal(old) && !slices.ContainsFunc(replicas, func(r *replica) bool { return served(t, r.reviews).CheckSignatureFrom(ca) != nil })
 	})
 	rounds = 0
 	load(few)
@@ -235,8 +234,16 @@ func serviceAccountConfig(t *testing.T, c *Cluster) (file string) {
 
 // replica is a process of cmd/webhook.
 type replica struct {
-	reviews, health string // addresses
-	stop            func()
+	reviews, health, metrics string // addresses
+	process                  *os.Process
+	stop                     func()
+}
+
+func (r *replica) signal(t *testing.T, s os.Signal) {
+	t.Helper()
+	if err := r.process.Signal(s); err != nil {
+		t.Error(err)
+	}
 }
 
 // startReplica starts cmd/webhook; it is stopped when the test ends, if not before.
@@ -247,16 +254,17 @@ func startReplica(t *testing.T, c *Cluster, kubeconfig string, args []string) *r
 		t.Fatal(err)
 	}
 	r := &replica{}
-	if r.reviews, r.health, _, err = freeAddresses(); err != nil {
+	if r.reviews, r.health, r.metrics, err = freeAddresses(); err != nil {
 		t.Fatal(err)
 	}
-	process := exec.Command(program, slices.Concat(args, []string{"--listen=" + r.reviews, "--health-listen=" + r.health, "--metrics-listen="})...)
+	process := exec.Command(program, slices.Concat(args, []string{"--listen=" + r.reviews, "--health-listen=" + r.health, "--metrics-listen=" + r.metrics})...)
 	process.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig)
 	var log bytes.Buffer
 	process.Stdout, process.Stderr = &log, &log
 	if err := process.Start(); err != nil {
 		t.Fatal(err)
 	}
+	r.process = process.Process
 	release, err := guard(process.Process.Pid)
 	r.stop = sync.OnceFunc(func() {
 		_ = process.Process.Kill()
@@ -268,7 +276,8 @@ func startReplica(t *testing.T, c *Cluster, kubeconfig string, args []string) *r
 	t.Cleanup(func() {
 		r.stop()
 		if t.Failed() {
-			t.Logf("log of the webhook at %s\n%s", r.reviews, &log)
+			lines := slices.DeleteFunc(strings.Split(log.String(), "\n"), func(l string) bool { return strings.Contains(l, `"msg":"admission"`) })
+			t.Logf("log of the webhook at %s, without its requests\n%s", r.reviews, strings.Join(lines, "\n"))
 		}
 	})
 	if err != nil {
@@ -323,62 +332,4 @@ func served(t *testing.T, address string) *x509.Certificate {
 	}
 	defer conn.Close()
 	return conn.ConnectionState().PeerCertificates[0]
-}
-
-// frontEnd is what kube-proxy is to a Service: each connection goes to the next backend.
-type frontEnd struct {
-	backends    []string // addresses; complete before the first connection
-	connections atomic.Int32
-
-	mu   sync.Mutex
-	open []io.Closer
-}
-
-// listen adds a port that leads to the backends.
-func (f *frontEnd) listen(t *testing.T) (port int) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.keep(l)
-	go func() {
-		for {
-			from, err := l.Accept()
-			if err != nil {
-				return
-			}
-			f.keep(from)
-			go f.connect(from)
-		}
-	}()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
-func (f *frontEnd) connect(from net.Conn) {
-	defer from.Close()
-	to, err := net.Dial("tcp", f.backends[int(f.connections.Add(1))%len(f.backends)])
-	if err != nil {
-		return
-	}
-	defer to.Close()
-	go func() {
-		defer to.Close()
-		_, _ = io.Copy(to, from)
-	}()
-	_, _ = io.Copy(from, to)
-}
-
-func (f *frontEnd) keep(c io.Closer) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.open = append(f.open, c)
-}
-
-func (f *frontEnd) close() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, c := range f.open {
-		_ = c.Close()
-	}
 }
