@@ -81,6 +81,17 @@ func certificate(t *testing.T) (dir string, client *http.Client) {
 	return dir, &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}, Timeout: 10 * time.Second}
 }
 
+func TestReadsResources(t *testing.T) {
+	// As the chart writes it.
+	o, err := parse([]string{"-cert-dir=x", `--proxy-resources={"limits":{"memory":"256Mi"},"requests":{}}`}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if memory := o.image.ProxyResources.Limits.Memory().String(); memory != "256Mi" || len(o.image.RulesResources.Limits) > 0 {
+		t.Errorf("the relay's limit is %s of memory, the rules' limits are %v; want 256Mi and none", memory, o.image.RulesResources.Limits)
+	}
+}
+
 func TestRefusesFlags(t *testing.T) {
 	for args, want := range map[string]string{
 		"-listen 9443":                                       `-listen is "9443": want host:port`,
