@@ -78,7 +78,14 @@ func run(signalled context.Context, args []string, out io.Writer) error {
 	if handler.Cluster, err = watchCluster(ctx, o, log, registry); err != nil {
 		return err
 	}
-	server.Register(admit.Path, handler)
+	server.Register(admit.Path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if signalled.Err() != nil {
+			// API servers keep connections, and would go on with this one until the end of the delay, when a
+			// review may meet its closing.
+			w.Header().Set("Connection", "close")
+		}
+		handler.ServeHTTP(w, r)
+	}))
 
 	health := http.NewServeMux()
 	health.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
