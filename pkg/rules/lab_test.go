@@ -97,12 +97,12 @@ func (l *lab) recorded(w world, file string) string {
 func (l *lab) links(w world) {
 	l.Helper()
 	for _, ns := range []netns{l.guest, l.pod, l.network} {
-		ns.sysctl(l, "ipv6/conf/default/accept_dad", "0") // addresses are usable at once
+		ns.sysctl(l, "ipv6/conf/default/accept_dad", "0") // and nodad below: else an address is tentative until a worker has looked at it
 	}
 	path := func(ns netns) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.Fd()) }
 	meshLo := ""
 	if w.ipv6 {
-		meshLo = "addr add ::6/128 dev lo"
+		meshLo = "addr add ::6/128 dev lo nodad"
 	}
 	ip := func(ns netns, batch string) { l.Helper(); ns.run(l, batch, "ip", "-batch", "-") }
 	ip(l.pod, `
@@ -116,22 +116,22 @@ func (l *lab) links(w world) {
 		link set k6t-eth0 addrgenmode none
 		link set k6t-eth0 up
 		addr add 10.0.2.1/24 dev k6t-eth0
-		addr add fd10:0:2::1/120 dev k6t-eth0
-		addr add `+linkLocal+`/64 dev k6t-eth0
+		addr add fd10:0:2::1/120 dev k6t-eth0 nodad
+		addr add `+linkLocal+`/64 dev k6t-eth0 nodad
 		link set eth0 up
 		addr add `+podIP+`/24 dev eth0
-		addr add `+podIP6+`/64 dev eth0`)
+		addr add `+podIP6+`/64 dev eth0 nodad`)
 	ip(l.network, `
 		link set lo up
 		link set eth0 up
 		addr add 10.244.1.1/24 dev eth0
-		addr add fd00:10:244:1::1/64 dev eth0
+		addr add fd00:10:244:1::1/64 dev eth0 nodad
 		addr add 10.96.0.10/32 dev lo
-		addr add fd00:10:96::a/128 dev lo
+		addr add fd00:10:96::a/128 dev lo nodad
 		addr add `+away+`/32 dev lo
-		addr add `+away6+`/128 dev lo
+		addr add `+away6+`/128 dev lo nodad
 		addr add `+excluded+`/32 dev lo
-		addr add `+excluded6+`/128 dev lo`)
+		addr add `+excluded6+`/128 dev lo nodad`)
 	ip(l.pod, `
 		route add default via 10.244.1.1
 		route add default via fd00:10:244:1::1`)
@@ -139,7 +139,7 @@ func (l *lab) links(w world) {
 	ip(l.guest, `
 		link set eth0 up
 		addr add 10.0.2.2/24 dev eth0
-		addr add fd10:0:2::2/120 dev eth0
+		addr add fd10:0:2::2/120 dev eth0 nodad
 		route add default via 10.0.2.1
 		route add default via fd10:0:2::1`)
 	l.guest.sysctl(l, "ipv4/conf/eth0/route_localnet", "1")

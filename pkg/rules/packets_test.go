@@ -297,7 +297,7 @@ func TestNATProxyPaths(t *testing.T) {
 // TestGuestPosingAsLoopback counts, since nobody could answer such a packet.
 func TestGuestPosingAsLoopback(t *testing.T) {
 	l := newLab(t, plain)
-	l.guest.run(t, "addr add 127.0.0.9/32 dev eth0\naddr add ::6/128 dev eth0", "ip", "-batch", "-")
+	l.guest.run(t, "addr add 127.0.0.9/32 dev eth0\naddr add ::6/128 dev eth0 nodad", "ip", "-batch", "-")
 	r := build(t, dnsPlan(plan.Rules), dualPod)
 	for from, to := range map[string]string{"127.0.0.9": away + ":80", "::6": "[" + away6 + "]:80"} {
 		for _, c := range []struct {
