@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -26,12 +27,13 @@ import (
 // below the chart's time-out of a review, 5 s.
 const budget = time.Second
 
-// Limits of the client's own: client-go's defaults, 5 a second, would make a drained node's pods wait
-// for each other, and the API server has limits itself.
-const (
-	queriesPerSecond = 50
-	queriesAtOnce    = 100
-)
+// absentFor is for how long nobody asks for VMIs again once the API server did not serve them. Whoever
+// has no KubeVirt does not pay a question for each pod.
+const absentFor = time.Second
+
+// unlimited takes client-go's limit of queries away. Its default, 5 a second, would make a drained
+// node's pods wait for each other; the API server has limits itself.
+const unlimited = -1
 
 var (
 	vmiKind     = schema.GroupKind{Group: "kubevirt.io", Kind: "VirtualMachineInstance"}
@@ -46,6 +48,7 @@ type Cluster struct {
 
 	client dynamic.Interface
 	budget time.Duration
+	absent atomic.Int64 // until when VMIs are taken not to be served, in Unix nanoseconds
 	asked  *prometheus.CounterVec
 	events *events
 }
@@ -53,7 +56,7 @@ type Cluster struct {
 // NewCluster gives a Cluster that asks nothing before Start. It registers its metrics with registry.
 func NewCluster(config *rest.Config, log *slog.Logger, registry prometheus.Registerer) (*Cluster, error) {
 	config = rest.CopyConfig(config)
-	config.QPS, config.Burst = queriesPerSecond, queriesAtOnce
+	config.QPS = unlimited
 	client, err := dynamic.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("make a client for VMIs: %w", err)

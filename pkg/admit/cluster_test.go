@@ -12,6 +12,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -115,6 +116,34 @@ func TestNoAnswerThatCanBeUsed(t *testing.T) {
 		if facts := c.Facts("mesh", launcher(t)); facts.VMI != nil || !strings.Contains(facts.Unknown, want) {
 			t.Errorf("facts %+v, want unknown: %s", facts, want)
 		}
+	}
+}
+
+// Many pods at a time in a cluster without KubeVirt's API do not all ask for it.
+func TestAbsentIsAskedOnce(t *testing.T) {
+	var asked atomic.Int32
+	c, _ := clusterOf(t, func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		http.NotFound(w, r)
+	})
+	pod := launcher(t)
+	ask := func() {
+		if facts := c.Facts("mesh", pod); facts.Unknown != errAbsent.Error() {
+			t.Errorf("facts %+v, want %v", facts, errAbsent)
+		}
+	}
+	ask()
+	if until := c.absent.Load(); until == 0 {
+		t.Error("it is not noted that VMIs are not served")
+	}
+	c.absent.Store(time.Now().Add(time.Hour).UnixNano()) // however long this machine takes
+	ask()
+	if n := asked.Load(); n != 1 {
+		t.Errorf("asked %d times, want once", n)
+	}
+	c.absent.Store(time.Now().Add(-time.Nanosecond).UnixNano()) // absentFor later
+	if ask(); asked.Load() != 2 {
+		t.Errorf("asked %d times, want again", asked.Load())
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -132,8 +133,13 @@ func (c *Cluster) vmi(namespace string, owner *metav1.OwnerReference) (vmi *muta
 	return known.vmi, source, nil
 }
 
+var errAbsent = fmt.Errorf("the API server does not know %s, is KubeVirt installed?", vmiResource.GroupResource())
+
 // get asks the API server. Its error says in words for users why there is no VMI.
 func (c *Cluster) get(namespace, name string) (*knownVMI, error) {
+	if time.Now().UnixNano() < c.absent.Load() {
+		return nil, errAbsent
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), c.budget)
 	defer cancel()
 	u, err := c.client.Resource(vmiResource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
@@ -145,7 +151,8 @@ func (c *Cluster) get(namespace, name string) (*knownVMI, error) {
 		return nil, fmt.Errorf("the API server did not answer within %s", c.budget)
 	case apierrors.IsNotFound(err) && apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse):
 		// What the API server says of a path that nobody serves is no Status.
-		return nil, fmt.Errorf("the API server does not know %s, is KubeVirt installed?", vmiResource.GroupResource())
+		c.absent.Store(time.Now().Add(absentFor).UnixNano())
+		return nil, errAbsent
 	case apierrors.IsNotFound(err):
 		return nil, fmt.Errorf("there is no %s/%s", namespace, name)
 	}

@@ -49,6 +49,10 @@ func TestFacts(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.awaitVMIs(t)
+	f.await(t, "the webhook asks for VMIs again", func() bool {
+		_, warnings := f.admit(t, factsNamespace, f.vm(t, factsNamespace, custom, "early", false, nil), client.DryRunAll)
+		return strings.Contains(warnings, "there is no vms/early")
+	})
 
 	t.Run("known", func(t *testing.T) {
 		in := f.vm(t, factsNamespace, custom, "known", true, func(vmi *unstructured.Unstructured) {
