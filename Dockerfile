@@ -7,7 +7,8 @@ COPY --chmod=0755 build/linux-${TARGETARCH}/meshvirt-webhook /meshvirt-webhook
 USER 65532:65532
 ENTRYPOINT ["/meshvirt-webhook"]
 
-# The user of each container comes from the pod: root with NET_ADMIN for the rules, 1500 for the relay.
+# The user of each container comes from the pod: root with NET_ADMIN for the rules, 1500 for the relay (root
+# with NET_RAW in mode tproxy).
 FROM scratch AS dataplane
 ARG TARGETARCH
 COPY --chmod=0755 build/linux-${TARGETARCH}/meshvirt-rules build/linux-${TARGETARCH}/meshvirt-proxy /

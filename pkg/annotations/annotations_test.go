@@ -67,7 +67,7 @@ func TestParseEmptyAndWildcard(t *testing.T) {
 // Every kind of malformed value is refused with the key, the value and what is wanted.
 func TestParseRefuses(t *testing.T) {
 	for _, c := range []struct{ key, value, want string }{
-		{Mode, "teleport", "want one of auto, native, rules, nat-proxy, ambient, process, off"},
+		{Mode, "teleport", "want one of auto, native, rules, nat-proxy, tproxy, ambient, process, off"},
 		{Mode, "", "want one of"},
 		{Mode, "Rules", "want one of"},
 		{Interfaces, "", "want interface names"},

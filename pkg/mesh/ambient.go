@@ -5,7 +5,7 @@ import "github.com/meshvirt/meshvirt/pkg/plan"
 // AmbientName is what Recognise calls Istio without sidecars.
 const AmbientName = "istio-ambient"
 
-// AnnotationAmbientDNS, with the value "false", keeps ztunnel from taking the pod's DNS (Istio 1.25).
+// AnnotationAmbientDNS is an annotation that, with the value "false", keeps ztunnel from taking the pod's DNS (Istio 1.25).
 const AnnotationAmbientDNS = "ambient.istio.io/dns-capture"
 
 // ReadAmbient gives what ztunnel takes in an enrolled pod. It listens in the pod's network namespace on

@@ -78,6 +78,7 @@ func checkCorpusPod(t *testing.T, pod *corev1.Pod, facts Facts, mode plan.Mode) 
 		plan.Native:   {templates.RulesName},
 		plan.Rules:    {templates.RulesName},
 		plan.NATProxy: {templates.RulesName, templates.ProxyName},
+		plan.TProxy:   {templates.RulesName, templates.ProxyName},
 	}[report.Mode]
 	i := container(out.Spec.InitContainers, istioInit, istioValidation)
 	if report.Mode == plan.Ambient {

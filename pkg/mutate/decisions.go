@@ -115,6 +115,6 @@ func chooseMode(_ *corev1.Pod, s *state) Reason {
 		d.mode, d.reason = s.cfg.DefaultMode, ConfiguredDefault
 	}
 	s.report.Mode, s.report.Reason = d.mode, d.reason
-	s.proxy = d.mode == plan.NATProxy
+	s.proxy = d.mode == plan.NATProxy || d.mode == plan.TProxy
 	return ""
 }

@@ -18,6 +18,7 @@ const (
 	proxyOutboundPort = 15101
 	proxyInboundPort  = 15106
 	proxyStatusPort   = 15120
+	watchPort         = 15121
 )
 
 // drainSeconds is how long the relay lets open connections go on once it is told to end. The
@@ -77,12 +78,15 @@ func makePlan(pod *corev1.Pod, s *state) Reason {
 	}
 	if s.proxy {
 		p.Proxy = &plan.Proxy{
-			UID:          proxyUID,
+			UID:          relayUser(p.Mode),
 			OutboundPort: proxyOutboundPort,
 			InboundPort:  proxyInboundPort,
 			StatusPort:   proxyStatusPort,
 			DrainSeconds: drain(pod),
 		}
+	}
+	if p.Mode == plan.TProxy {
+		p.WatchPort = watchPort
 	}
 	if !virtLauncher(pod) && p.Mode == plan.Rules {
 		s.warn("mode rules needs net.ipv4.conf.%s.route_localnet=1 in the pod for inbound TCP, which KubeVirt sets on its own bridges; mode nat-proxy needs no such setting", p.Interfaces[0])
@@ -100,6 +104,15 @@ func inboundPorts(pod *corev1.Pod, s *state) (own, exclude []uint16) {
 		return s.capture.OwnPorts, exclude
 	}
 	return union(s.capture.OwnPorts, exclude), nil
+}
+
+// relayUser is root in mode tproxy: no other user keeps the capability that its listener takes
+// (docs/decisions/0013-tproxy-privileges.md).
+func relayUser(m plan.Mode) uint32 {
+	if m == plan.TProxy {
+		return 0
+	}
+	return proxyUID
 }
 
 func virtLauncher(pod *corev1.Pod) bool { return pod.Labels["kubevirt.io"] == "virt-launcher" }

@@ -50,7 +50,7 @@ const (
 )
 
 // Modes lists every mode a user may ask for, in the order in which documentation and errors name them.
-var Modes = []Mode{Auto, Native, Rules, NATProxy, Ambient, Process, Off}
+var Modes = []Mode{Auto, Native, Rules, NATProxy, TProxy, Ambient, Process, Off}
 
 // Plan is what the data plane of one pod has to do.
 type Plan struct {

@@ -35,13 +35,14 @@ type Image struct {
 
 // Rules is the init container that writes the nftables table of p and ends. It is root with
 // NET_ADMIN and nothing else: a user other than root would lose the capability at exec, because
-// Kubernetes sets no ambient capabilities (KEP-2763), and the image has no file capabilities.
+// Kubernetes sets no ambient capabilities (KEP-2763), and the image has no file capabilities. If the plan
+// has a WatchPort (mode tproxy), it is a native sidecar that runs on and keeps the rules right.
 func Rules(p plan.Plan, image Image, guaranteed bool) (corev1.Container, error) {
 	env, err := p.Encode()
 	if err != nil {
 		return corev1.Container{}, err
 	}
-	return corev1.Container{
+	c := corev1.Container{
 		Name:            RulesName,
 		Image:           image.Name,
 		ImagePullPolicy: image.PullPolicy,
@@ -51,24 +52,49 @@ func Rules(p plan.Plan, image Image, guaranteed bool) (corev1.Container, error) 
 		SecurityContext: securityContext(0, "NET_ADMIN"),
 		// Standard error explains a refused plan; without this, `kubectl describe pod` shows nothing.
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
-	}, nil
+	}
+	if p.WatchPort != 0 {
+		c.Args = []string{"-watch"}
+		sidecar(&c, "meshvirt-watch", p.WatchPort)
+	}
+	return c, nil
 }
 
-// Proxy is the relay of mode nat-proxy, a native sidecar (KEP-753): an init container that keeps
-// running, is up before the containers behind it, outlives the virtual machine and is not counted
-// by virt-controller, which waits for every ordinary container of the pod to be ready. It needs no
-// capability. Its plan must have a Proxy.
+// Proxy is the relay of the modes nat-proxy and tproxy, a native sidecar. It needs no capability in mode
+// nat-proxy; in mode tproxy NET_RAW, for IP_TRANSPARENT, which it gives up once it listens. Its plan must
+// have a Proxy.
 func Proxy(p plan.Plan, image Image, guaranteed bool) (corev1.Container, error) {
 	env, err := p.Encode()
 	if err != nil {
 		return corev1.Container{}, err
 	}
-	always := corev1.ContainerRestartPolicyAlways
+	var capabilities []corev1.Capability
+	if p.Mode == plan.TProxy {
+		capabilities = append(capabilities, "NET_RAW")
+	}
+	c := corev1.Container{
+		Name:                     ProxyName,
+		Image:                    image.Name,
+		ImagePullPolicy:          image.PullPolicy,
+		Command:                  []string{ProxyProgram},
+		Env:                      []corev1.EnvVar{{Name: plan.Env, Value: env}},
+		Resources:                resources(image.ProxyResources, "20m", "1", "128Mi", guaranteed),
+		SecurityContext:          securityContext(int64(p.Proxy.UID), capabilities...),
+		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
+	}
+	sidecar(&c, "meshvirt-status", p.Proxy.StatusPort)
+	return c, nil
+}
+
+// sidecar makes c a native sidecar (KEP-753): an init container that keeps running, is up before the
+// containers behind it, outlives the virtual machine and is not counted by virt-controller, which waits
+// for every ordinary container of the pod to be ready. It answers probes on a port with the given name.
+func sidecar(c *corev1.Container, portName string, port uint16) {
 	probe := func(path string, period, failures int32) *corev1.Probe {
 		return &corev1.Probe{
 			ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
 				Path: path,
-				Port: intstr.FromInt32(int32(p.Proxy.StatusPort)),
+				Port: intstr.FromInt32(int32(port)),
 			}},
 			PeriodSeconds:    period,
 			FailureThreshold: failures,
@@ -76,21 +102,12 @@ func Proxy(p plan.Plan, image Image, guaranteed bool) (corev1.Container, error) 
 			SuccessThreshold: 1,
 		}
 	}
-	return corev1.Container{
-		Name:                     ProxyName,
-		Image:                    image.Name,
-		ImagePullPolicy:          image.PullPolicy,
-		Command:                  []string{ProxyProgram},
-		Env:                      []corev1.EnvVar{{Name: plan.Env, Value: env}},
-		Ports:                    []corev1.ContainerPort{{Name: "meshvirt-status", ContainerPort: int32(p.Proxy.StatusPort), Protocol: corev1.ProtocolTCP}},
-		Resources:                resources(image.ProxyResources, "20m", "1", "128Mi", guaranteed),
-		StartupProbe:             probe("/readyz", 1, 60),
-		ReadinessProbe:           probe("/readyz", 10, 3),
-		LivenessProbe:            probe("/livez", 10, 6),
-		RestartPolicy:            &always,
-		SecurityContext:          securityContext(int64(p.Proxy.UID)),
-		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
-	}, nil
+	always := corev1.ContainerRestartPolicyAlways
+	c.RestartPolicy = &always
+	c.Ports = []corev1.ContainerPort{{Name: portName, ContainerPort: int32(port), Protocol: corev1.ProtocolTCP}}
+	c.StartupProbe = probe("/readyz", 1, 60)
+	c.ReadinessProbe = probe("/readyz", 10, 3)
+	c.LivenessProbe = probe("/livez", 10, 6)
 }
 
 // resources asks for own, or by default for cpu and memory; a Guaranteed pod stays one only if requests

@@ -125,7 +125,7 @@ func (c *Cluster) RestartAPIServer() error {
 	if err != nil {
 		return err
 	}
-	port := "--secure-port=" + server.SecureServing.Port // of this cluster, not of another in this process
+	port := "--secure-port=" + server.Port // of this cluster, not of another in this process
 	for _, pid := range pids {
 		args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		if err != nil || !slices.Contains(strings.Split(string(args), "\x00"), port) {
