@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/tools"
 )
 
@@ -52,5 +53,23 @@ func TestWholeDemo(t *testing.T) {
 	}
 	if len(off) != len(expectations) {
 		t.Errorf("the summary has %d of %d flows:\n%s", len(off), len(expectations), summary)
+	}
+}
+
+// Mode tproxy, whose containers differ most, keeps the same promises from admission to packet.
+func TestWholeDemoTProxy(t *testing.T) {
+	if err := tools.Uses("charts/meshvirt", "cmd", "pkg", "test/e2e/netlab"); err != nil {
+		t.Fatal(err)
+	}
+	shown, promising := modes, promised
+	t.Cleanup(func() { modes, promised = shown, promising })
+	modes, promised = []plan.Mode{plan.TProxy}, []plan.Mode{plan.TProxy}
+	var out bytes.Buffer
+	if err := run(t.Context(), &out); err != nil {
+		t.Fatalf("%v\n%s", err, out.String())
+	}
+	// The pod was in this mode, and not in another that keeps the same promises.
+	if want := "meshvirt-rules -> meshvirt-proxy"; !strings.Contains(out.String(), want) || !strings.Contains(out.String(), "mode tproxy, because Requested") {
+		t.Errorf("want %q in\n%s", want, out.String())
 	}
 }
