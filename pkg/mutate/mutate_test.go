@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -141,6 +142,33 @@ func TestTamperedOutputIsRepaired(t *testing.T) {
 	ops := Patch(out, again)
 	if want := fmt.Sprintf("/spec/initContainers/%d", i); len(ops) != 1 || ops[0].Path != want || ops[0].Operation != "replace" {
 		t.Errorf("patch %v, want one replace of %s", ops, want)
+	}
+}
+
+// A pod that was adapted in a mode with a relay, and is admitted again in one without, loses it.
+func TestRelayOfAnEarlierModeGoes(t *testing.T) {
+	for _, first := range []plan.Mode{plan.NATProxy, plan.TProxy} {
+		pod := recorded(t)
+		pod.Annotations[annotations.Mode] = string(first)
+		once, _ := applyJSON(t, string(must(json.Marshal(pod))), Facts{})
+		if !strings.Contains(once, `"`+templates.ProxyName+`"`) {
+			t.Fatalf("mode %s has no relay", first)
+		}
+		twice, _ := applyJSON(t, strings.Replace(once, `"meshvirt.io/mode":"`+string(first)+`"`, `"meshvirt.io/mode":"rules"`, 1), Facts{})
+		fresh := recorded(t)
+		fresh.Annotations[annotations.Mode] = string(plan.Rules)
+		want, _ := applyJSON(t, string(must(json.Marshal(fresh))), Facts{})
+		var got, wanted corev1.Pod
+		if err := json.Unmarshal([]byte(twice), &got); err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal([]byte(want), &wanted); err != nil {
+			t.Fatal(err)
+		}
+		// The record of what was there before names the mode that the pod came with first; all else is equal.
+		if diff := cmp.Diff(wanted.Spec, got.Spec); diff != "" {
+			t.Errorf("%s, then rules (-rules alone +got)\n%s", first, diff)
+		}
 	}
 }
 
