@@ -21,6 +21,7 @@ type options struct {
 	inboundPorts, excludeInPorts list // -b, -d
 	virtual, exclude             list // -k, -c: interfaces
 	skipApply, validation        bool
+	tproxy                       bool // -m
 	shape
 }
 
@@ -42,12 +43,13 @@ func split(s string) list {
 // fixed are the values that all recordings have; others cannot be represented.
 var fixed = map[string]string{
 	"envoy-port": "15001", "inbound-capture-port": "15006", "inbound-tunnel-port": "15008",
-	"proxy-uid": "1337", "proxy-gid": "1337", "istio-inbound-interception-mode": "REDIRECT",
+	"proxy-uid": "1337", "proxy-gid": "1337",
+	"istio-inbound-tproxy-mark": "1337", "istio-inbound-tproxy-route-table": "133",
 }
 
 // ignored options do not change the rules.
 var ignored = []string{"log_output_level", "log_as_json", "log_caller", "log_stacktrace_level", "log_target", "probe-timeout",
-	"iptables-probe-port", "istio-inbound-tproxy-mark", "istio-inbound-tproxy-route-table"}
+	"iptables-probe-port"}
 
 // refusedEnv are variables that change the rules in ways that were not recorded.
 var refusedEnv = []string{"ISTIO_OUTBOUND_OWNER_GROUPS", "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", "DISABLE_REDIRECTION_ON_LOCAL_LOOPBACK"}
@@ -98,6 +100,13 @@ func parse(args []string, env map[string]string) (options, error) {
 		if v := env[name]; v != "" && v != "*" {
 			errs = append(errs, fmt.Errorf("environment variable %s=%s: not recorded", name, v))
 		}
+	}
+	switch mode := *values["istio-inbound-interception-mode"]; mode {
+	case "", "REDIRECT":
+	case "TPROXY":
+		o.tproxy = true
+	default:
+		errs = append(errs, fmt.Errorf("--istio-inbound-interception-mode=%s: not recorded", mode))
 	}
 	o.includeCIDRs = split(*values["istio-service-cidr"])
 	o.excludeCIDRs = split(*values["istio-service-exclude-cidr"])

@@ -16,6 +16,9 @@ type Rules struct {
 	NFT string
 	// DualStack says that the rules cover IPv6. The program then gives the loopback device ::6 too.
 	DualStack bool
+	// TProxy says that inbound connections are intercepted by TPROXY, for which the program also makes the
+	// policy route of TProxyMark and TProxyTable, in IPv6 too if DualStack.
+	TProxy bool
 	// DNS says that DNS queries are redirected to the agent.
 	DNS bool
 }
@@ -38,7 +41,7 @@ func Derive(version string, args []string, env map[string]string) (Rules, error)
 	if !recorded(v, "dual-stack-env-dns.ip6tables-save") && !slices.Contains(args, "--dual-stack") {
 		o.dual = false // old versions do not look at the environment variable
 	}
-	r := Rules{Version: v, DualStack: o.dual, DNS: o.dns}
+	r := Rules{Version: v, DualStack: o.dual, DNS: o.dns, TProxy: o.tproxy}
 	if o.skipApply {
 		return r, nil
 	}
@@ -82,17 +85,18 @@ func derive(version, base, ext string, d dialect, o options) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	lines := strings.SplitAfter(text, "\n")
-	for _, c := range []struct {
-		chain string
-		make  func(old []string) []string
-	}{
+	text, err = replace(text, nat, d, []replacement{
 		{"PREROUTING", func([]string) []string { return d.render("PREROUTING", prerouting(d, o)) }},
 		{"OUTPUT", func(old []string) []string {
 			return append(d.render("OUTPUT", excludedInterfaces(o)), old...)
 		}},
 		// The first rule excepts HBONE.
-		{"ISTIO_INBOUND", func(old []string) []string { return append(old[:1:1], d.render("ISTIO_INBOUND", inbound(o))...) }},
+		{"ISTIO_INBOUND", func(old []string) []string {
+			if o.tproxy {
+				return old[:1]
+			}
+			return append(old[:1:1], d.render("ISTIO_INBOUND", inbound(o))...)
+		}},
 		// The recorded rules for the proxy's own traffic, up to those for the loopback address, stay.
 		{"ISTIO_OUTPUT", func(old []string) []string {
 			keep := 0
@@ -101,10 +105,30 @@ func derive(version, base, ext string, d dialect, o options) (string, error) {
 			}
 			return slices.Concat(d.render("ISTIO_OUTPUT", excludedPorts(h, o)), old[:keep], d.render("ISTIO_OUTPUT", outbound(d, h, o)))
 		}},
-	} {
-		first, end := d.find(lines, c.chain)
+	})
+	if err != nil {
+		return "", fmt.Errorf("istio %s: recording %s.%s: %w", version, base, ext, err)
+	}
+	if o.tproxy {
+		mangle, err := tproxy(version, d, o)
+		return d.join(text, mangle), err
+	}
+	return text, nil
+}
+
+// A replacement makes other rules of those that a chain has.
+type replacement struct {
+	chain string
+	make  func(old []string) []string
+}
+
+// replace changes chains of a table in a recording.
+func replace(text, table string, d dialect, all []replacement) (string, error) {
+	lines := strings.SplitAfter(text, "\n")
+	for _, c := range all {
+		first, end := d.find(lines, table, c.chain)
 		if first == end {
-			return "", fmt.Errorf("istio %s: recording %s.%s has no rule in %s", version, base, ext, c.chain)
+			return "", fmt.Errorf("no rule in chain %s of table %s", c.chain, table)
 		}
 		lines = slices.Concat(lines[:first], c.make(slices.Clone(lines[first:end])), lines[end:])
 	}
@@ -141,6 +165,13 @@ func excludedInterfaces(o options) (rules []rule) {
 	return rules
 }
 
+func excludedInbound(o options) (rules []rule) {
+	for _, dev := range o.exclude {
+		rules = append(rules, rule{in: dev, jump: "RETURN"})
+	}
+	return rules
+}
+
 func prerouting(d dialect, o options) (rules []rule) {
 	for _, dev := range o.virtual {
 		if o.includeCIDRs.all() {
@@ -152,10 +183,8 @@ func prerouting(d dialect, o options) (rules []rule) {
 		}
 		rules = append(rules, rule{in: dev, jump: "RETURN"})
 	}
-	for _, dev := range o.exclude {
-		rules = append(rules, rule{in: dev, jump: "RETURN"})
-	}
-	if len(o.inboundPorts) > 0 {
+	rules = append(rules, excludedInbound(o)...)
+	if len(o.inboundPorts) > 0 && !o.tproxy {
 		rules = append(rules, rule{proto: "tcp", jump: "ISTIO_INBOUND"})
 	}
 	return rules

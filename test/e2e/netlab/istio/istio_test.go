@@ -91,6 +91,56 @@ func TestDeriveMeshVirt(t *testing.T) {
 	}
 }
 
+// TestDeriveTProxy has what was not recorded: the rules that name an excluded interface or an address of IPv6.
+func TestDeriveTProxy(t *testing.T) {
+	args := []string{"-m", "TPROXY", "-i", "*", "-b", "*", "-d", "15021", "-c", "k6t-eth0", "--dual-stack"}
+	save := func(loopback, source, on string) []string {
+		return []string{
+			"-A PREROUTING -i k6t-eth0 -j RETURN", "-A PREROUTING -p tcp -j ISTIO_INBOUND", "-A OUTPUT -o k6t-eth0 -j RETURN",
+			"-A OUTPUT ! -d " + loopback + " -o lo -p tcp -m owner --gid-owner 1337 -j MARK --set-xmark 0x53a/0xffffffff",
+			"-A ISTIO_INBOUND -s " + source + " -i lo -p tcp -j RETURN",
+			"-A ISTIO_INBOUND -p tcp -m tcp --dport 15021 -j RETURN\n-A ISTIO_INBOUND -p tcp -m conntrack --ctstate RELATED,ESTABLISHED -j ISTIO_DIVERT\n-A ISTIO_INBOUND -p tcp -j ISTIO_TPROXY",
+			"-A ISTIO_TPROXY ! -d " + loopback + " -p tcp -j TPROXY --on-port 15006 --on-ip " + on + " --tproxy-mark 0x539/0xffffffff",
+		}
+	}
+	for _, c := range []struct {
+		version string
+		more    []string
+		want    map[string][]string // by what Rules has them in
+	}{
+		{"1.18.7", nil, map[string][]string{"ipv4": save("127.0.0.1/32", "127.0.0.6/32", "0.0.0.0"), "ipv6": save("::1/128", "::6/128", "::")}},
+		{"1.31.0-rc.0", nil, map[string][]string{"ipv4": save("127.0.0.1/32", "127.0.0.6/32", "0.0.0.0"), "ipv6": save("::1/128", "::6/128", "::")}},
+		{"1.31.0-rc.0", []string{"--native-nftables", "--redirect-dns"}, map[string][]string{"nft": {
+			`iifname "k6t-eth0" counter packets 0 bytes 0 return`,
+			"ip6 daddr != ::1 tproxy ip6 to :15006 meta mark set 0x00000539", "ip6 saddr ::6 counter packets 0 bytes 0 return",
+			"meta l4proto tcp ip6 daddr != ::1 meta skgid 1337 counter packets 0 bytes 0 meta mark set 0x0000053a",
+		}}},
+		{"1.29.6", []string{"-b", "80"}, map[string][]string{"ipv4": {
+			"-A ISTIO_INBOUND -p tcp -m tcp --dport 80 -m conntrack --ctstate RELATED,ESTABLISHED -j ISTIO_DIVERT\n-A ISTIO_INBOUND -p tcp -m tcp --dport 80 -j ISTIO_TPROXY\n-A ISTIO_TPROXY",
+		}}},
+	} {
+		got, err := Derive(c.version, append(args[:len(args):len(args)], c.more...), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !got.TProxy || !got.DualStack {
+			t.Errorf("%s: %+v, want TPROXY for both families", c.version, got)
+		}
+		for where, want := range c.want {
+			text := map[string]string{"ipv4": got.IPv4, "ipv6": got.IPv6, "nft": got.NFT}[where]
+			for _, line := range want {
+				if !strings.Contains(text, line) {
+					t.Errorf("%s %s: no %q in\n%s", c.version, where, line, text)
+				}
+			}
+			translated := saveText{}.section(text, nat) + nftText{}.section(text, nat)
+			if strings.Contains(translated, "-j ISTIO_INBOUND") || strings.Contains(translated, "jump istio-inbound") || translated == "" {
+				t.Errorf("%s %s: inbound connections are redirected as well:\n%s", c.version, where, text)
+			}
+		}
+	}
+}
+
 func TestDeriveRefuses(t *testing.T) {
 	for name, c := range map[string]struct {
 		version string
@@ -100,7 +150,9 @@ func TestDeriveRefuses(t *testing.T) {
 	}{
 		"another port":                       {"1.29.6", "-p 16001", nil, "only 15001 was recorded"},
 		"another user":                       {"1.29.6", "-u 1338", nil, "only 1337 was recorded"},
-		"TPROXY":                             {"1.29.6", "-m TPROXY", nil, "only REDIRECT was recorded"},
+		"TPROXY of no port":                  {"1.29.6", "-m TPROXY", nil, "recorded with inbound ports"},
+		"TPROXY with another mark":           {"1.29.6", "-m TPROXY -b * -t 15", nil, "only 1337 was recorded"},
+		"another interception":               {"1.29.6", "-m NONE", nil, "-mode=NONE: not recorded"},
 		"an unknown option":                  {"1.29.6", "--teleport", nil, "unknown flag: --teleport"},
 		"a bad CIDR":                         {"1.29.6", "-x 10.96.0.0", nil, "10.96.0.0"},
 		"owner groups":                       {"1.29.6", "", map[string]string{"ISTIO_OUTBOUND_OWNER_GROUPS": "1000"}, "ISTIO_OUTBOUND_OWNER_GROUPS"},

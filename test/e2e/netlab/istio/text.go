@@ -10,18 +10,29 @@ type rule struct {
 	dst          string // a CIDR with its length
 	in, out      string // interfaces
 	proto, dport string
+	established  bool   // the connection is known
 	jump         string // a chain, in iptables' spelling, or RETURN
 }
 
 // A dialect is the language of a recording. Chains have the names that iptables gives them.
 type dialect interface {
-	// render gives a line for each rule of the nat table's chain.
+	// render gives a line for each rule of a chain.
 	render(chain string, rules []rule) []string
-	// find gives where the rules of the nat table's chain are.
-	find(lines []string, chain string) (first, end int)
+	// find gives where the rules of the table's chain are.
+	find(lines []string, table, chain string) (first, end int)
+	// section gives the table from the recording of a whole ruleset.
+	section(text, table string) string
+	// join gives a ruleset with table mangle, where the program's own would have it.
+	join(ruleset, mangle string) string
 	// ours selects the CIDRs of the recording's family.
 	ours(list) list
 }
+
+// The tables.
+const (
+	nat    = "nat"
+	mangle = "mangle"
+)
 
 // saveText is what iptables-save (4) or ip6tables-save (6) prints.
 type saveText struct{ family int }
@@ -38,14 +49,21 @@ func (saveText) render(chain string, rules []rule) []string {
 		if r.dport != "" {
 			line += " -m " + r.proto + " --dport " + r.dport
 		}
+		if r.established {
+			line += " -m conntrack --ctstate RELATED,ESTABLISHED"
+		}
 		lines = append(lines, line+" -j "+r.jump+"\n")
 	}
 	return lines
 }
 
-func (saveText) find(lines []string, chain string) (first, end int) {
-	return find(lines, "*nat\n", func(line string) bool { return strings.HasPrefix(line, "-A "+chain+" ") })
+func (saveText) find(lines []string, table, chain string) (first, end int) {
+	return find(lines, "*"+table+"\n", func(line string) bool { return strings.HasPrefix(line, "-A "+chain+" ") })
 }
+
+func (saveText) section(text, table string) string { return between(text, "*"+table+"\n", "COMMIT\n") }
+
+func (saveText) join(ruleset, mangle string) string { return mangle + ruleset }
 
 func (s saveText) ours(l list) list {
 	var ours list
@@ -87,6 +105,9 @@ func (nftText) render(_ string, rules []rule) []string {
 		case r.proto != "":
 			line += "meta l4proto " + r.proto + " "
 		}
+		if r.established {
+			line += "ct state established,related "
+		}
 		verdict := "jump " + nftChain(r.jump)
 		if r.jump == "RETURN" {
 			verdict = "return"
@@ -98,9 +119,9 @@ func (nftText) render(_ string, rules []rule) []string {
 
 func nftChain(name string) string { return strings.ToLower(strings.ReplaceAll(name, "_", "-")) }
 
-func (nftText) find(lines []string, chain string) (first, end int) {
+func (nftText) find(lines []string, table, chain string) (first, end int) {
 	in := false
-	return find(lines, "table inet istio-proxy-nat {\n", func(line string) bool {
+	return find(lines, "table inet istio-proxy-"+table+" {\n", func(line string) bool {
 		switch {
 		case line == "\tchain "+nftChain(chain)+" {\n":
 			in = true
@@ -111,6 +132,12 @@ func (nftText) find(lines []string, chain string) (first, end int) {
 		return in && !strings.HasPrefix(line, "\t\ttype ")
 	})
 }
+
+func (nftText) section(text, table string) string {
+	return between(text, "table inet istio-proxy-"+table+" {\n", "\n}\n")
+}
+
+func (nftText) join(ruleset, mangle string) string { return ruleset + mangle }
 
 func (nftText) ours(l list) list { return l }
 
@@ -131,4 +158,14 @@ func find(lines []string, table string, is func(string) bool) (first, end int) {
 		}
 	}
 	return first, end
+}
+
+// between gives the part of text from first to the end of the last after it, or nothing.
+func between(text, first, last string) string {
+	_, rest, ok := strings.Cut(text, first)
+	body, _, end := strings.Cut(rest, last)
+	if !ok || !end {
+		return ""
+	}
+	return first + body + last
 }
