@@ -122,7 +122,7 @@ func runPod(ctx context.Context, lab *netlab.Lab, pod *corev1.Pod) error {
 			if err != nil {
 				return fmt.Errorf("istio-init: %w", err)
 			}
-			mesh = sidecar.Config{IPv6: rules.DualStack, DNS: rules.DNS}
+			mesh = sidecar.Config{IPv6: rules.DualStack, DNS: rules.DNS, Transparent: rules.TProxy}
 		case c.Name == "istio-proxy":
 			if err := lab.StartSidecar(ctx, mesh); err != nil {
 				return fmt.Errorf("istio-proxy: %w", err)

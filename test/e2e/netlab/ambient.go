@@ -3,12 +3,8 @@ package netlab
 import (
 	"context"
 	"fmt"
-	"net/netip"
+	"syscall"
 
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
-
-	"github.com/meshvirt/meshvirt/test/e2e/netlab/agent"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/istio"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/sidecar"
 )
@@ -24,7 +20,8 @@ func (l *Lab) AmbientEnrol(ctx context.Context, backend Backend, o istio.Ambient
 	if err := l.load(ctx, backend, r); err != nil {
 		return r, err
 	}
-	if err := l.pod.Do(func() error { return ambientRoutes(o.DualStack) }); err != nil {
+	route := policyRoute{mark: istio.AmbientMark, mask: istio.AmbientMask, table: istio.AmbientTable, priority: istio.AmbientRulePriority}
+	if err := l.pod.Do(func() error { return route.add(o.DualStack) }); err != nil {
 		return r, fmt.Errorf("policy route: %w", err)
 	}
 	return r, l.node.Do(func() error {
@@ -32,35 +29,8 @@ func (l *Lab) AmbientEnrol(ctx context.Context, backend Backend, o istio.Ambient
 	})
 }
 
-func ambientRoutes(dual bool) error {
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return err
-	}
-	everything := map[int]netip.Prefix{unix.AF_INET: netip.MustParsePrefix("0.0.0.0/0")}
-	if dual {
-		everything[unix.AF_INET6] = netip.MustParsePrefix("::/0")
-	}
-	for family, dst := range everything {
-		rule, mask := netlink.NewRule(), uint32(istio.AmbientMask)
-		rule.Family, rule.Priority, rule.Table = family, istio.AmbientRulePriority, istio.AmbientTable
-		rule.Mark, rule.Mask = istio.AmbientMark, &mask
-		if err := netlink.RuleAdd(rule); err != nil {
-			return fmt.Errorf("rule: %w", err)
-		}
-		route := &netlink.Route{
-			LinkIndex: lo.Attrs().Index, Dst: agent.IPNet(dst), Table: istio.AmbientTable,
-			Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST,
-		}
-		if err := netlink.RouteAdd(route); err != nil {
-			return fmt.Errorf("route: %w", err)
-		}
-	}
-	return nil
-}
-
 // StartZtunnel starts the stand-in of the node's proxy, with its sockets in the pod, and returns when
 // it listens.
 func (l *Lab) StartZtunnel(ctx context.Context, cfg sidecar.Config) error {
-	return l.startMesh(ctx, "ztunnel", 0, cfg, sidecar.Outbound, sidecar.Inbound, sidecar.HBONE, sidecar.DNSPort)
+	return l.startMesh(ctx, "ztunnel", syscall.Credential{}, cfg, sidecar.Outbound, sidecar.Inbound, sidecar.HBONE, sidecar.DNSPort)
 }

@@ -92,6 +92,9 @@ func (l *Lab) hops(r *Result, client netip.AddrPort, entries []entry) []string {
 		if e.relayed {
 			e.real = at(PodIP4, relayPort)
 		}
+		if i := slices.IndexFunc(r.Sidecar, func(s sidecar.Event) bool { return s.Peer == e.src && s.Original == e.dst }); i >= 0 && e.real == e.dst {
+			e.real = at(e.dst.Addr(), r.Sidecar[i].Port) // likewise, by the mesh's own TPROXY
+		}
 		name := l.ports[e.real.Port()]
 		switch {
 		case e.real.Addr() == GuestIP4 || e.real.Addr() == GuestIP6:

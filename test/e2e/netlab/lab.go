@@ -18,6 +18,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -188,7 +189,7 @@ func (l *Lab) namespace(name string) (*netns.Namespace, error) {
 
 // agent starts an agent as a user in a namespace.
 func (l *Lab) agent(ns *netns.Namespace, uid uint32) (*agent.Client, error) {
-	conn, err := l.start(ns, uid, "agent", "-name", ns.Name())
+	conn, err := l.start(ns, syscall.Credential{Uid: uid, Gid: uid}, "agent", "-name", ns.Name())
 	if err != nil {
 		return nil, err
 	}

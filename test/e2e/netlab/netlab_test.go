@@ -184,7 +184,7 @@ func istioArgs(more ...string) []string {
 func startIstio(t *testing.T, l *Lab, version string, backend Backend, args ...string) {
 	t.Helper()
 	rules, err := l.IstioInit(t.Context(), version, backend, istioArgs(args...), nil)
-	do(t, err, l.StartSidecar(t.Context(), sidecar.Config{IPv6: rules.DualStack, DNS: rules.DNS}))
+	do(t, err, l.StartSidecar(t.Context(), sidecar.Config{IPv6: rules.DualStack, DNS: rules.DNS, Transparent: rules.TProxy}))
 }
 
 func TestNoMesh(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
@@ -44,7 +45,16 @@ func (l *Lab) IstioInit(ctx context.Context, version string, backend Backend, ar
 	if err := l.load(ctx, backend, r); err != nil {
 		return r, err
 	}
-	if !r.DualStack || r.Empty() {
+	if r.Empty() {
+		return r, nil
+	}
+	if r.TProxy {
+		route := policyRoute{mark: istio.TProxyMark, table: istio.TProxyTable, priority: -1}
+		if err := l.pod.Do(func() error { return route.add(r.DualStack) }); err != nil {
+			return r, fmt.Errorf("policy route: %w", err)
+		}
+	}
+	if !r.DualStack {
 		return r, nil
 	}
 	// Envoy's source towards the application; 127.0.0.6 needs no address.
@@ -142,18 +152,23 @@ func (l *Lab) RunInit(ctx context.Context, c corev1.Container) error {
 func (l *Lab) NamePort(port uint16, name string) { l.ports[port] = name }
 
 // StartSidecar starts the proxy's stand-in, and returns when it listens. Which families and whether
-// DNS, an Envoy and its agent decide by the same settings as istio-init.
+// DNS, an Envoy and its agent decide by the same settings as istio-init. A transparent one is root, as the
+// injector has it.
 func (l *Lab) StartSidecar(ctx context.Context, cfg sidecar.Config) error {
-	return l.startMesh(ctx, "sidecar", sidecar.UID, cfg,
+	user := syscall.Credential{Uid: sidecar.UID, Gid: sidecar.GID}
+	if cfg.Transparent {
+		user.Uid = 0
+	}
+	return l.startMesh(ctx, "sidecar", user, cfg,
 		sidecar.Admin, sidecar.Outbound, sidecar.Inbound, sidecar.HBONE, sidecar.Agent, sidecar.Health, sidecar.DNSPort, sidecar.Prometheus)
 }
 
 // startMesh starts a stand-in of a mesh's proxy, and names its ports.
-func (l *Lab) startMesh(ctx context.Context, name string, uid uint32, cfg sidecar.Config, ports ...uint16) error {
+func (l *Lab) startMesh(ctx context.Context, name string, user syscall.Credential, cfg sidecar.Config, ports ...uint16) error {
 	if l.log != nil {
 		return errors.New("the mesh's proxy runs already")
 	}
-	conn, err := l.start(l.pod, uid, name, fmt.Sprintf("-ipv6=%t", cfg.IPv6), fmt.Sprintf("-dns=%t", cfg.DNS))
+	conn, err := l.start(l.pod, user, name, fmt.Sprintf("-ipv6=%t", cfg.IPv6), fmt.Sprintf("-dns=%t", cfg.DNS), fmt.Sprintf("-transparent=%t", cfg.Transparent))
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,7 @@ import (
 )
 
 // start starts labnode in a namespace as a user and group, and gives its input and output.
-func (l *Lab) start(ns *netns.Namespace, uid uint32, args ...string) (*os.File, error) {
+func (l *Lab) start(ns *netns.Namespace, user syscall.Credential, args ...string) (*os.File, error) {
 	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("socketpair: %w", err)
@@ -21,8 +21,8 @@ func (l *Lab) start(ns *netns.Namespace, uid uint32, args ...string) (*os.File, 
 	defer theirs.Close()
 	cmd := command(l.program, nil, append([]string{"labnode"}, args...)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = theirs, theirs, os.Stderr
-	if uid != 0 {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	if user.Uid != 0 || user.Gid != 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &user}
 	}
 	if err := ns.Start(cmd); err != nil {
 		ours.Close()

@@ -41,6 +41,7 @@ func run(args []string) error {
 		var cfg sidecar.Config
 		flags.BoolVar(&cfg.IPv6, "ipv6", false, "listen on IPv6 too")
 		flags.BoolVar(&cfg.DNS, "dns", false, "serve DNS")
+		flags.BoolVar(&cfg.Transparent, "transparent", false, "take inbound connections by TPROXY (sidecar only)")
 		if err := flags.Parse(args[1:]); err != nil {
 			return err
 		}

@@ -78,6 +78,9 @@ type Config struct {
 	IPv6 bool
 	// DNS makes it serve DNS on port 15053, as Istio's agent does with DNS capture.
 	DNS bool
+	// Transparent is how Envoy does it where inbound connections are intercepted by TPROXY. It then needs
+	// CAP_NET_ADMIN.
+	Transparent bool
 }
 
 type server struct {
@@ -104,13 +107,17 @@ func Run(cfg Config, in io.Reader, out io.Writer) error {
 	if cfg.IPv6 {
 		any, loopback = append(any, "::"), append(loopback, "::1")
 	}
+	inbound, options := s.inbound, net.ListenConfig{}
+	if cfg.Transparent {
+		inbound, options.Control = s.transparent, control(transparent)
+	}
 	for _, l := range []struct {
 		port   uint16
 		on     []string
 		handle func(uint16, *net.TCPConn)
 	}{
 		{Outbound, any, s.outbound},
-		{Inbound, any, s.inbound},
+		{Inbound, any, inbound},
 		{HBONE, any, s.serve},
 		{Agent, any, s.serve},
 		{Health, any, s.serve},
@@ -118,7 +125,11 @@ func Run(cfg Config, in io.Reader, out io.Writer) error {
 		{Admin, loopback, s.serve},
 	} {
 		for _, addr := range l.on {
-			ln, err := listen(addr, l.port)
+			by := net.ListenConfig{}
+			if l.port == Inbound {
+				by = options
+			}
+			ln, err := listen(by, addr, l.port)
 			if err != nil {
 				return err
 			}
@@ -149,8 +160,8 @@ func (s *server) sync(in io.Reader) error {
 
 // listen keeps the families apart: with one socket for both an IPv4 peer's original destination
 // would have to be asked of an IPv6 socket.
-func listen(addr string, port uint16) (net.Listener, error) {
-	return net.Listen(network("tcp", addr), net.JoinHostPort(addr, fmt.Sprint(port)))
+func listen(by net.ListenConfig, addr string, port uint16) (net.Listener, error) {
+	return by.Listen(context.Background(), network("tcp", addr), net.JoinHostPort(addr, fmt.Sprint(port)))
 }
 
 // network is that of one family, such as tcp4.
@@ -181,6 +192,16 @@ func (s *server) inbound(port uint16, c *net.TCPConn) {
 		from = &net.TCPAddr{IP: net.ParseIP("::6")}
 	}
 	s.pass(In, port, c, net.Dialer{LocalAddr: from})
+}
+
+// transparent passes a connection on to where its socket says that it was called, from the client's own
+// address (Envoy's filter original_src, with the mark that Istio gives it).
+func (s *server) transparent(port uint16, c *net.TCPConn) {
+	var err error
+	if local(c).Port() == port {
+		err = errors.New("was not intercepted but dialled directly")
+	}
+	s.relay(s.take(In, port, remote(c), local(c)), c, as(c), err, "")
 }
 
 // pass passes c on to its original destination.

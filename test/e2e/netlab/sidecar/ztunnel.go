@@ -2,7 +2,6 @@ package sidecar
 
 import (
 	"bufio"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,9 +17,9 @@ import (
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/agent"
 )
 
-// ztunnelMark is on every packet of ztunnel's, so that the pod's rules know it: ztunnel has no user of
-// its own there.
-const ztunnelMark = 0x539
+// proxyMark is on every packet of ztunnel's, so that the pod's rules know it: ztunnel has no user of
+// its own there. A transparent Envoy has the same (1337) on what it sends to the application.
+const proxyMark = 0x539
 
 // RunZtunnel stands in for the proxy of an ambient mesh. It runs on the node and opens its sockets in
 // the pod's network namespace; it dials the application from the client's own address. Of HBONE there
@@ -38,7 +37,7 @@ func RunZtunnel(cfg Config, in io.Reader, out io.Writer) error {
 		handle func(uint16, *net.TCPConn)
 	}{{Outbound, s.leaves}, {Inbound, s.enters}, {HBONE, s.tunnel}} {
 		for _, addr := range any {
-			ln, err := marked.Listen(context.Background(), network("tcp", addr), net.JoinHostPort(addr, fmt.Sprint(l.port)))
+			ln, err := listen(marked, addr, l.port)
 			if err != nil {
 				return err
 			}
@@ -102,7 +101,7 @@ func control(options ...func(network string, fd int) error) func(string, string,
 }
 
 func mark(_ string, fd int) error {
-	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, ztunnelMark)
+	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, proxyMark)
 }
 
 // transparent lets a socket have an address that is not the host's.
