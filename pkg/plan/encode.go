@@ -76,6 +76,8 @@ func (p Plan) Validate() error {
 	want(!p.Guest.IPv6.IsValid() || p.Guest.IPv6.Is6() && !p.Guest.IPv6.Is4In6() && p.Guest.IPv6.Zone() == "", "guest.ipv6 is %s, want an IPv6 address without zone", p.Guest.IPv6)
 	want(p.Mesh.OutboundPort != 0, "mesh.outboundPort is 0, want a port")
 	want(p.Mesh.InboundPort != 0, "mesh.inboundPort is 0, want a port")
+	want(p.Mesh.TProxyMark&OwnMarks == 0, "mesh.tproxyMark is %#x, want none of the bits %#x, which are MeshVirt's", p.Mesh.TProxyMark, uint32(OwnMarks))
+	want(p.Mesh.TProxyMark == 0 || p.Mode != Native && p.Mode != Ambient, "mesh.tproxyMark is %#x, want 0 in mode %q", p.Mesh.TProxyMark, p.Mode)
 	want(p.Mode != Ambient || len(p.Mesh.OwnPorts) > 0, "mesh.ownPorts is empty, want the port of the mesh's tunnels in mode %q", Ambient)
 	want(p.Mesh.DNS == nil || p.Mesh.DNS.Port != 0, "mesh.dns.port is 0, want a port")
 	for _, c := range slices.Concat(p.Outbound.ExcludeCIDRs, p.Outbound.IncludeCIDRs) {

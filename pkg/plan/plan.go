@@ -22,6 +22,9 @@ const Env = "MESHVIRT_PLAN"
 // environment string to 32 pages (128 KiB, execve(2), MAX_ARG_STRLEN); the margin is for its name.
 const MaxEncoded = 120 << 10
 
+// OwnMarks are the bits of marks, of packets and connections, that the data plane uses itself.
+const OwnMarks = 0x30000
+
 // Mode says how the traffic of a virtual machine gets into the mesh.
 type Mode string
 
@@ -114,6 +117,11 @@ type Mesh struct {
 	// DualStack says that the mesh was told to serve both families. Without it the mesh serves IPv6
 	// only if its init put ::6 on the loopback device, which cmd/rules observes.
 	DualStack bool `json:"dualStack,omitempty"`
+	// TProxyMark is set if the mesh takes inbound connections by TPROXY (Istio's interceptionMode), else 0.
+	// It is the mark (1337) that the mesh's policy route delivers in the pod whatever the destination, and
+	// that the proxy's own connections to the application bear (SO_MARK): it dials that from the
+	// client's address. The proxy is then root, to be told by GID.
+	TProxyMark uint32 `json:"tproxyMark,omitempty"`
 	// DNS is set if the mesh captures the pod's DNS queries; in Istio's ambient mesh always all of them.
 	DNS *DNS `json:"dns,omitempty"`
 }

@@ -86,6 +86,9 @@ func TestEncodeRefuses(t *testing.T) {
 	noGuest.Guest = Guest{}
 	noTunnel := example()
 	noTunnel.Mode, noTunnel.Proxy, noTunnel.Mesh.OwnPorts = Ambient, nil, nil
+	ourMark, nativeMark := example(), example()
+	ourMark.Mesh.TProxyMark = 0x10000
+	nativeMark.Mode, nativeMark.Proxy, nativeMark.Mesh.TProxyMark = Native, nil, 1337
 	noInterface := example()
 	noInterface.Interfaces = nil
 	for name, c := range map[string]struct {
@@ -97,6 +100,8 @@ func TestEncodeRefuses(t *testing.T) {
 		"no proxy":          {noProxy, `proxy is set: false, want it in modes "nat-proxy" and "tproxy"`},
 		"no guest address":  {noGuest, "guest has no address"},
 		"no tunnels' port":  {noTunnel, "mesh.ownPorts is empty"},
+		"a mark of ours":    {ourMark, "want none of the bits 0x30000"},
+		"a mark for native": {nativeMark, `want 0 in mode "native"`},
 		"no interface":      {noInterface, "interfaces is empty"},
 		"all at once (and)": {Plan{}, "mesh.inboundPort is 0"},
 	} {

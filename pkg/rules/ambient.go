@@ -15,9 +15,6 @@ const (
 	// toLoopbackMark delivers a packet to the pod itself whatever its destination, by the policy route
 	// (table 100) that istio-cni makes in each pod for both families.
 	toLoopbackMark = 0x111
-	// letInMark is ours, on connections of the node's proxy to the guest. It is outside of Istio's bits:
-	// with toLoopbackMark on the connection Istio would lead the proxy's own packets to lo as well.
-	letInMark = 0x10000
 )
 
 // probeSources are the addresses from which the node sends to the pod: istio-cni puts them into the
@@ -46,13 +43,9 @@ func ambient(b *builder) {
 	for _, f := range b.served {
 		// A service may lead the guest back to itself: the proxy then calls itself.
 		out.add("the mesh's own port stays with the mesh", b.onLoopback, f.daddr.notIn(f.loopback), b.byMesh, tcpDport.in(b.own), f.freeze())
-		out.add("the mesh's proxy lets it in to the guest",
-			b.onLoopback, f.daddr.notIn(f.loopback), b.byMesh, b.guestTCP, setCtMark(letInMark), b.toGuest(f))
 	}
+	b.letInAsClient(out, toLoopbackMark, b.byMesh, word{})
 	b.othersToSelf(out)
-
-	b.chain("replies", manglePrerouting).add("the guest's reply is for the mesh's proxy, not for the client",
-		b.fromVirtual, ctReply, ctMark(letInMark), setMark(toLoopbackMark))
 }
 
 // istioMark matches packets with a mark of Istio's, notIstioMark all others.

@@ -102,7 +102,10 @@ func newBuilder(p plan.Plan, pod Pod) *builder {
 	b.reserved = newPortSet("reserved_ports", "of the mesh and of MeshVirt", portTableOf(b.ownPorts, taken))
 
 	b.byMesh, b.byOthers = skuid.is(uid(p.Mesh.UID)), skuid.not(uid(p.Mesh.UID))
-	if p.Mode == plan.Ambient {
+	switch {
+	case p.Mesh.TProxyMark != 0: // a transparent proxy is root
+		b.byMesh, b.byOthers = skgid.is(uid(p.Mesh.GID)), skgid.not(uid(p.Mesh.GID))
+	case p.Mode == plan.Ambient:
 		b.byMesh, b.byOthers = istioMark(ztunnelMark), notIstioMark(ztunnelMark)
 	}
 

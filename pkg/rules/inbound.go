@@ -12,12 +12,19 @@ func (b *builder) fromOutside() *chain {
 		c.add("the mesh's own port stays with the mesh", tcpDport.in(b.own), f.freeze())
 	}
 
-	inbound := redirect(b.Mesh.InboundPort)
+	intoMesh := func(why string, match word) { c.add(why, b.meshIPv, match, redirect(b.Mesh.InboundPort)) }
+	if b.Mesh.TProxyMark != 0 { // the mesh has its packets already, and nobody else may take them
+		intoMesh = func(why string, match word) {
+			for _, f := range b.served {
+				c.add(why, match, f.freeze())
+			}
+		}
+	}
 	if b.Inbound.All {
-		c.add("TCP comes in through the mesh", b.meshIPv, tcp, inbound)
+		intoMesh("TCP comes in through the mesh", tcp)
 	} else {
 		include := newPortSet("include_in_ports", "includeInboundPorts", portTableOf(b.Inbound.IncludePorts))
-		c.add("an included port comes in through the mesh", b.meshIPv, tcpDport.in(include), inbound)
+		intoMesh("an included port comes in through the mesh", tcpDport.in(include))
 		for _, f := range b.served {
 			c.add("a port that is not included goes straight to the guest", b.guestTCP, b.toGuest(f))
 		}

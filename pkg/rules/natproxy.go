@@ -18,6 +18,7 @@ func (b *builder) relayed(toProxy word) {
 	pre.add("what comes to the pod", b.fromNetwork, toPodItself, jump(fromOutside))
 
 	out := b.chain("output", natOutput)
+	b.intercepted(out)
 	b.toSelf(out, func(family) word { return redirect(b.Proxy.InboundPort) })
 	for _, f := range families {
 		// Else the mesh's redirection takes the proxy's call for one that leaves the pod.

@@ -9,6 +9,8 @@ func rules(b *builder) {
 	pre.add("what the guest opens", b.fromVirtual, jump(fromGuest))
 	pre.add("what comes to the pod", b.fromNetwork, toPodItself, jump(fromOutside))
 
-	b.toSelf(b.chain("output", natOutput), b.toGuest)
+	out := b.chain("output", natOutput)
+	b.intercepted(out)
+	b.toSelf(out, b.toGuest)
 	b.toVirtualSide()
 }

@@ -41,10 +41,13 @@ var (
 	rawPrerouting    = &base{"filter hook prerouting priority raw - 1", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -301}
 	rawOutput        = &base{"filter hook output priority raw - 1", nftables.ChainTypeFilter, nftables.ChainHookOutput, -301}
 	manglePrerouting = &base{"filter hook prerouting priority mangle - 1", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -151}
-	natPrerouting    = &base{"nat hook prerouting priority dstnat - 1", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, -101}
-	natOutput        = &base{"nat hook output priority -101", nftables.ChainTypeNAT, nftables.ChainHookOutput, -101}
-	forward          = &base{"filter hook forward priority filter", nftables.ChainTypeFilter, nftables.ChainHookForward, 0}
-	natPostrouting   = &base{"nat hook postrouting priority srcnat - 1", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, 99}
+	// mangledPrerouting and mangleOutput are where the mesh's TPROXY has been.
+	mangledPrerouting = &base{"filter hook prerouting priority mangle + 1", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -149}
+	mangleOutput      = &base{"filter hook output priority mangle + 1", nftables.ChainTypeFilter, nftables.ChainHookOutput, -149}
+	natPrerouting     = &base{"nat hook prerouting priority dstnat - 1", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, -101}
+	natOutput         = &base{"nat hook output priority -101", nftables.ChainTypeNAT, nftables.ChainHookOutput, -101}
+	forward           = &base{"filter hook forward priority filter", nftables.ChainTypeFilter, nftables.ChainHookForward, 0}
+	natPostrouting    = &base{"nat hook postrouting priority srcnat - 1", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, 99}
 )
 
 // A rule is its words, from left to right, and why it is there, which nft shows as a comment.

@@ -45,6 +45,13 @@ func examplePlan(mode plan.Mode) plan.Plan {
 	return p
 }
 
+// intercepted has the mesh take inbound connections by TPROXY, in the modes that know of it.
+func intercepted(p *plan.Plan, mark uint32) {
+	if p.Mode != plan.Native && p.Mode != plan.Ambient {
+		p.Mesh.TProxyMark = mark
+	}
+}
+
 var exampleServers = addrs("10.96.0.10", "fd00:10:96::a")
 
 // A choice is one value of one dimension of the plans that are tested in all combinations.
@@ -57,6 +64,7 @@ var dimensions = [][]choice{
 	{
 		{"v4", func(*plan.Plan, *Pod) {}},
 		{"dual", func(_ *plan.Plan, pod *Pod) { pod.IPv6 = true }},
+		{"intercepted", func(p *plan.Plan, pod *Pod) { pod.IPv6 = true; intercepted(p, 1337) }},
 	},
 	{
 		{"noports", func(*plan.Plan, *Pod) {}},
@@ -215,6 +223,9 @@ func randomPlan(rnd *rand.Rand) (plan.Plan, Pod) {
 	}
 	p.Guest.TCP, p.Guest.UDP = ranges(), ranges()
 	p.Mesh.OutboundPort, p.Mesh.InboundPort, p.Mesh.UID, p.Mesh.OwnPorts, p.Mesh.DualStack = port(), port(), rnd.Uint32(), append(list(), port()), coin()
+	if coin() {
+		intercepted(&p, rnd.Uint32()&^plan.OwnMarks)
+	}
 	if coin() {
 		p.Mesh.DNS = &plan.DNS{Port: port(), All: coin()}
 	}

@@ -85,6 +85,7 @@ var (
 	iifname  = field{text: "iifname", load: &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg}}
 	oifname  = field{text: "oifname", load: &expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg}}
 	skuid    = field{text: "meta skuid", load: &expr.Meta{Key: expr.MetaKeySKUID, Register: reg}}
+	skgid    = field{text: "meta skgid", load: &expr.Meta{Key: expr.MetaKeySKGID, Register: reg}}
 	tcpDport = field{text: "tcp dport", l4: unix.IPPROTO_TCP, load: transport(2)}
 	udpDport = field{text: "udp dport", l4: unix.IPPROTO_UDP, load: transport(2)}
 	udpSport = field{text: "udp sport", l4: unix.IPPROTO_UDP, load: transport(0)}
