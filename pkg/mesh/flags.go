@@ -13,6 +13,7 @@ const (
 	FlagUID                  Flag = "proxy-uid"
 	FlagGID                  Flag = "proxy-gid"
 	FlagInterception         Flag = "istio-inbound-interception-mode"
+	FlagTProxyMark           Flag = "istio-inbound-tproxy-mark"
 	FlagIncludeInboundPorts  Flag = "istio-inbound-ports"
 	FlagExcludeInboundPorts  Flag = "istio-local-exclude-ports"
 	FlagIncludeOutboundCIDRs Flag = "istio-service-cidr"
@@ -49,6 +50,7 @@ var flags = map[Flag]definition{
 	FlagUID:                  {short: 'u', value: "1337"},
 	FlagGID:                  {short: 'g'},
 	FlagInterception:         {short: 'm'},
+	FlagTProxyMark:           {short: 't', value: "1337"},
 	FlagIncludeInboundPorts:  {short: 'b'},
 	FlagExcludeInboundPorts:  {short: 'd'},
 	FlagIncludeOutboundCIDRs: {short: 'i'},
@@ -72,7 +74,6 @@ var flags = map[Flag]definition{
 	"iptables-probe-port":              {},
 	"iptables-trace-logging":           {isBool: true},
 	"iptables-version":                 {},
-	"istio-inbound-tproxy-mark":        {short: 't'},
 	"istio-inbound-tproxy-route-table": {short: 'r'},
 	"log_as_json":                      {isBool: true},
 	"log_caller":                       {},

@@ -12,7 +12,7 @@ import (
 func TestReadFirstIstio(t *testing.T) {
 	first := Capture{
 		OutboundPort: 15001, InboundPort: 15001, UID: 1337, GID: 1337,
-		Interception: InterceptionRedirect, OutboundAll: true, InboundAll: true, DialsLoopback: true,
+		Interception: InterceptionRedirect, OutboundAll: true, InboundAll: true, DialsLoopback: true, CannotExclude: true,
 	}
 	for _, c := range []struct {
 		name, image string

@@ -101,8 +101,12 @@ func ReadIstio(in Input) (Capture, error) {
 		DropInvalid:          r.bool(FlagDropInvalid),
 		NativeNFTables:       r.bool(FlagNativeNFTables),
 		DialsLoopback:        r.release.before(1, 10),
+		CannotExclude:        r.script != noScript || !args.Within(in).Knows(FlagExcludeInterfaces),
 	}
 	c.GID = r.id(FlagGID, c.UID)
+	if c.Interception == InterceptionTPROXY {
+		c.TProxyMark = r.mark(FlagTProxyMark)
+	}
 	if s := r.find(FlagIncludeOutboundCIDRs); strings.TrimSpace(s.value) == "*" {
 		c.OutboundAll = true
 	} else {
@@ -226,6 +230,16 @@ func (r *reader) id(f Flag, otherwise uint32) uint32 {
 	n, err := strconv.ParseUint(all[0], 10, 32)
 	if err != nil {
 		r.fail(s, all[0], "a numeric id, 0 to 4294967295")
+	}
+	return uint32(n)
+}
+
+// mark is a packet's that f names. Istio reads it as a decimal number.
+func (r *reader) mark(f Flag) uint32 {
+	s := r.find(f)
+	n, err := strconv.ParseUint(s.value, 10, 32)
+	if err != nil || n == 0 || n&plan.OwnMarks != 0 {
+		r.fail(s, s.value, fmt.Sprintf("a mark, 1 to 4294967295, without the bits %#x, which are MeshVirt's", plan.OwnMarks))
 	}
 	return uint32(n)
 }

@@ -35,6 +35,8 @@ func with(changes ...func(*Capture)) Capture {
 	return c
 }
 
+func tproxy(c *Capture) { c.Interception, c.TProxyMark = InterceptionTPROXY, 1337 }
+
 func prefixes(all ...string) []netip.Prefix {
 	var ps []netip.Prefix
 	for _, s := range all {
@@ -76,9 +78,9 @@ func TestReadIstioRuns(t *testing.T) {
 		"1.18.7/dual-stack-flag":           with(k, dual),
 		"1.26.8/drop-invalid":              with(k, func(c *Capture) { c.DropInvalid = true }),
 		"1.31.0-rc.0/native-nft-dns":       with(k, dns(false), native),
-		"1.31.0-rc.0/native-nft-tproxy-k":  with(k, native, func(c *Capture) { c.Interception = InterceptionTPROXY }),
+		"1.31.0-rc.0/native-nft-tproxy-k":  with(k, native, tproxy),
 		"1.31.0-rc.0/cni-validation-only":  with(),
-		"1.31.0-rc.0/tproxy-k":             with(k, excluded(22), func(c *Capture) { c.Interception = InterceptionTPROXY }),
+		"1.31.0-rc.0/tproxy-k":             with(k, excluded(22), tproxy),
 		"1.31.0-rc.0/outbound-none":        with(func(c *Capture) { c.OutboundAll = false }),
 		"1.31.0-rc.0/inbound-none":         with(k, func(c *Capture) { c.InboundAll = false }),
 		"1.11.8/inbound-none":              with(k, func(c *Capture) { c.InboundAll = false }),
@@ -258,7 +260,7 @@ func TestReadIstioPods(t *testing.T) {
 			c.ExcludeInboundPorts = []uint16{15090, 15021, 22, 3389, 15020}
 			c.DNS = &plan.DNS{Port: 15053}
 		}),
-		"v1.0.1/masquerade-istio-ports/injected-1.18.7-tproxy-classic": with(k, func(c *Capture) { c.Interception = InterceptionTPROXY }),
+		"v1.0.1/masquerade-istio-ports/injected-1.18.7-tproxy-classic": with(k, tproxy),
 	}
 	for _, p := range pods(t) {
 		got, err := ReadIstio(p.input())
@@ -324,6 +326,9 @@ func TestReadIstioSettings(t *testing.T) {
 		{"status port", Input{Args: list("-b", "*", "-d", "15999"), Annotations: map[string]string{AnnotationStatusPort: "15999"}}, with(func(c *Capture) {
 			c.OutboundAll, c.ExcludeInboundPorts, c.OwnPorts = false, []uint16{15999}, []uint16{15008, 15999, 15021, 15090}
 		})},
+		{"mark", Input{Args: args("-m TPROXY -t 4660")}, with(none, tproxy, func(c *Capture) { c.TProxyMark = 4660 })},
+		{"mark by variable", Input{Args: args("-m TPROXY"), Env: map[string]string{"ISTIO_INBOUND_TPROXY_MARK": "7"}}, with(none, tproxy, func(c *Capture) { c.TProxyMark = 7 })},
+		{"mark without TPROXY", Input{Args: args("-m REDIRECT -t 0")}, with(none)},
 		{"status port off", Input{Annotations: map[string]string{AnnotationStatusPort: "0"}}, with(none)},
 		{"istio-cni without annotations", Input{CNI: true, Args: args("-b 80 -x 10.0.0.0/8 -k eth9 --redirect-dns=false -z 7")}, with(func(c *Capture) {
 			c.ExcludeInboundPorts, c.ExcludeOutboundPorts, c.InboundPort = []uint16{15020, 15021, 15090}, []uint16{15020}, 7
@@ -333,7 +338,8 @@ func TestReadIstioSettings(t *testing.T) {
 			AnnotationIncludeOutboundPorts: "9200", AnnotationExcludeOutboundPorts: "", AnnotationIncludeInboundPorts: "80,8080",
 			AnnotationExcludeInboundPorts: "22", AnnotationExcludeInterfaces: "net1", AnnotationKubevirtInterfaces: "old", AnnotationRerouteInterfaces: "k6t-eth0",
 		}}, with(include, func(c *Capture) {
-			c.Interception, c.OutboundAll = InterceptionTPROXY, false
+			tproxy(c)
+			c.OutboundAll = false
 			c.IncludeOutboundCIDRs, c.ExcludeOutboundCIDRs = prefixes("10.0.0.0/8"), prefixes("10.96.0.0/12")
 			c.ExcludeInboundPorts, c.ExcludeInterfaces, c.RerouteInterfaces = []uint16{22, 15020, 15021, 15090}, []string{"net1"}, []string{"k6t-eth0"}
 			c.DNS = &plan.DNS{Port: 15053, All: true}
@@ -392,6 +398,12 @@ func TestReadIstioErrors(t *testing.T) {
 	slices.Sort(want)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("errors (-want +got):\n%s", diff)
+	}
+
+	for _, mark := range []string{"0", "0x539", "65536", "4294967296"} {
+		if _, err := ReadIstio(Input{Args: list("-m", "TPROXY", "-t", mark)}); err == nil || !strings.Contains(err.Error(), "without the bits 0x30000") {
+			t.Errorf("mark %s: error %v, want one that says which", mark, err)
+		}
 	}
 
 	_, err = ReadIstio(Input{CNI: true, Annotations: map[string]string{AnnotationExcludeInboundPorts: "22,70000"}})

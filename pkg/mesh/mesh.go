@@ -37,6 +37,11 @@ type Capture struct {
 	UID, GID uint32
 	// Interception is how inbound connections reach the proxy.
 	Interception Interception
+	// TProxyMark is on packets that the mesh delivers in the pod whatever their destination, and on what its
+	// proxy sends to the application; 0 unless Interception is TPROXY.
+	TProxyMark uint32
+	// CannotExclude says that the release cannot be told to leave an interface alone: before 1.11.
+	CannotExclude bool
 
 	// OutboundAll says that every destination not excluded goes to the proxy; IncludeOutboundCIDRs
 	// is then empty. Otherwise only IncludeOutboundCIDRs go there, and with none no destination does.

@@ -39,13 +39,15 @@ type fact struct {
 
 var (
 	notRedirected  = &fact{"the mesh does not redirect the pod's traffic", func(s *state) bool { return s.capture.Interception == mesh.InterceptionNone }}
-	byTPROXY       = &fact{"the mesh intercepts by TPROXY", func(s *state) bool { return s.capture.Interception == mesh.InterceptionTPROXY }}
+	unavoidable    = &fact{"the mesh intercepts by TPROXY, and cannot leave an interface alone", func(s *state) bool { return byTPROXY(s) && s.capture.CannotExclude }}
 	interfaceGiven = &fact{"`meshvirt.io/interfaces` names the guest's interface", func(s *state) bool { return len(s.settings.Interfaces) > 0 }}
 	noneGiven      = &fact{"`meshvirt.io/interfaces` is not set", func(s *state) bool { return len(s.settings.Interfaces) == 0 }}
 	rerouted       = &fact{"the mesh was told to reroute an interface", func(s *state) bool { return len(s.capture.RerouteInterfaces) > 0 }}
 	found          = &fact{"an earlier admission found the guest's interface", func(s *state) bool { return len(s.previous.Interfaces) > 0 }}
 	wasProcess     = &fact{"an earlier admission chose mode process", func(s *state) bool { return s.previous.Mode == plan.Process && s.previous.Reason == ProcessBinding }}
 )
+
+func byTPROXY(s *state) bool { return s.capture.Interception == mesh.InterceptionTPROXY }
 
 var decisions = []decision{
 	{meshes: []string{noMesh}, mode: plan.Off, reason: NoMesh},
@@ -58,7 +60,7 @@ var decisions = []decision{
 	{bindings: []Binding{BindingUnknown}, meshes: []string{ambient}, when: rerouted, mode: plan.Ambient, reason: MasqueradeAmbient},
 	{bindings: []Binding{BindingUnknown}, meshes: []string{ambient}, when: found, mode: plan.Ambient, reason: MasqueradeAmbient},
 	{meshes: []string{ambient}, mode: plan.Off, reason: AmbientUnsupported},
-	{meshes: []string{istio}, when: byTPROXY, mode: plan.Off, reason: InterceptionTPROXY},
+	{meshes: []string{istio}, when: unavoidable, mode: plan.Off, reason: InterceptionTPROXY},
 	{meshes: []string{istio}, when: interfaceGiven, mode: plan.Rules, reason: MasqueradeSidecar},
 	{bindings: []Binding{BindingMasquerade}, meshes: []string{istio}, mode: plan.Rules, reason: MasqueradeSidecar},
 	{bindings: []Binding{BindingBridge, BindingPlugin}, meshes: []string{istio}, mode: plan.Off, reason: BindingUnsupported},
@@ -105,10 +107,13 @@ func chooseMode(_ *corev1.Pod, s *state) Reason {
 	case (d.mode == plan.Ambient) != (wish == plan.Ambient) && wish != plan.Auto:
 		s.invalid(field.Invalid(annotationsPath.Key(annotations.Mode), string(wish), "want auto or "+string(d.mode)+": mode ambient is for pods of an ambient mesh, which have no sidecar, and they have no other"))
 		return Invalid
+	case wish == plan.Native && byTPROXY(s):
+		s.invalid(field.Invalid(annotationsPath.Key(annotations.Mode), string(wish), "want auto, rules, nat-proxy or tproxy: where Istio intercepts by TPROXY, its own interface option takes the guest's connections for inbound ones, and brings none to the guest"))
+		return Invalid
 	case wish != plan.Auto:
 		d.mode, d.reason = wish, Requested
-	case d.mode == plan.Ambient || s.cfg.DefaultMode == plan.Ambient:
-		// What is configured is for sidecars, or not for them.
+	case d.mode == plan.Ambient || s.cfg.DefaultMode == plan.Ambient, s.cfg.DefaultMode == plan.Native && byTPROXY(s):
+		// What is configured is for sidecars, or not for them, or not for such a one.
 	case s.cfg.DefaultMode == plan.Off:
 		return OptedOut
 	case s.cfg.DefaultMode != "" && s.cfg.DefaultMode != plan.Auto:

@@ -21,8 +21,8 @@ func TestDecisions(t *testing.T) {
 	for _, b := range allBindings {
 		for _, m := range allMeshes {
 			for _, how := range []mesh.Interception{mesh.InterceptionRedirect, mesh.InterceptionTPROXY, mesh.InterceptionNone} {
-				for bits := range 16 {
-					s := &state{binding: b, report: Report{Mesh: m}, capture: mesh.Capture{Interception: how}}
+				for bits := range 32 {
+					s := &state{binding: b, report: Report{Mesh: m}, capture: mesh.Capture{Interception: how, CannotExclude: bits&16 != 0}}
 					name := []string{"k6t-eth0"}
 					if bits&1 != 0 {
 						s.settings.Interfaces = name
@@ -44,7 +44,7 @@ func TestDecisions(t *testing.T) {
 						}
 					}
 					if row < 0 {
-						t.Fatalf("no row for binding %q beside mesh %q, %s, facts %04b", b, m, how, bits)
+						t.Fatalf("no row for binding %q beside mesh %q, %s, facts %05b", b, m, how, bits)
 					}
 					used[row]++
 					d := decisions[row]
@@ -54,7 +54,7 @@ func TestDecisions(t *testing.T) {
 					// What is adapted has an interface: the later steps rely on it.
 					s.report.Mode, s.facts.VMI = d.mode, &VMI{}
 					if findInterface(nil, s); len(s.interfaces) == 0 {
-						t.Errorf("row %d adapts binding %q beside mesh %q, facts %04b, without an interface", row, b, m, bits)
+						t.Errorf("row %d adapts binding %q beside mesh %q, facts %05b, without an interface", row, b, m, bits)
 					}
 				}
 			}
@@ -100,6 +100,10 @@ func TestWishes(t *testing.T) {
 		{"process for masquerade", with(BindingMasquerade, istio, plan.Process, ""), plan.Process, Requested, "masquerade binding"},
 		{"process without mesh", with(BindingPasst, noMesh, plan.Process, ""), plan.Off, NoMesh, ""},
 		{"default process for SR-IOV", with(BindingSRIOV, istio, plan.Auto, plan.Process), plan.Off, NoVirtualInterface, ""},
+		{"rules beside TPROXY", tproxied(plan.Auto, ""), plan.Rules, MasqueradeSidecar, ""},
+		{"tproxy beside TPROXY", tproxied(plan.TProxy, ""), plan.TProxy, Requested, ""},
+		{"native beside TPROXY", tproxied(plan.Native, ""), plan.Off, Invalid, ""},
+		{"default native beside TPROXY", tproxied(plan.Auto, plan.Native), plan.Rules, MasqueradeSidecar, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := c.state
@@ -115,6 +119,13 @@ func TestWishes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// tproxied is a masquerade VM beside an Istio that intercepts by TPROXY.
+func tproxied(asked, configured plan.Mode) state {
+	s := with(BindingMasquerade, istio, asked, configured)
+	s.capture.Interception = mesh.InterceptionTPROXY
+	return s
 }
 
 func with(b Binding, meshName string, asked, configured plan.Mode) state {
@@ -175,7 +186,8 @@ opted-in pods; "none" is a VM without an interface on the pod network, "plugin" 
 
 The annotation ` + "`meshvirt.io/mode`" + `, else the webhook's default mode, replaces a mode of the table where that is neither ` + "`off` nor `process`" + `: nobody
 can ask for rules where there is nothing to write them for. The annotation may ask for ` + "`process`" + ` beside every mesh that redirects the pod's
-traffic: the user may know of a binding that the table does not.
+traffic: the user may know of a binding that the table does not. Where Istio intercepts by TPROXY, ` + "`native`" + ` cannot work: the annotation is
+refused, a default of it has no effect.
 `)
 	compareDoc(t, "../../docs/auto.md", b.String())
 }

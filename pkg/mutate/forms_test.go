@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
@@ -65,6 +66,8 @@ func TestIstioForms(t *testing.T) {
 		{"both families by variable, obeyed", web + "1.22.8-native.yaml", setEnv("ISTIO_DUAL_STACK", "true"), func(p plan.Plan) string { return show(p.Mesh.DualStack) }, "true"},
 		{"both families by variable, ignored", web + "1.18.7-classic.yaml", setEnv("ISTIO_DUAL_STACK", "true"), func(p plan.Plan) string { return show(p.Mesh.DualStack) }, "false"},
 		{"HBONE stays with the mesh", web + "1.31.0-rc.0-hbone.yaml", nil, func(p plan.Plan) string { return show(slices.Contains(p.Mesh.OwnPorts, 15008)) }, "true"},
+		{"TPROXY by argument", web + "1.31.0-rc.0-tproxy.yaml", nil, func(p plan.Plan) string { return show(p.Mode, p.Mesh.TProxyMark) }, "rules 1337"},
+		{"TPROXY by annotation", web + "1.31.0-rc.0-cni.yaml", func(p *corev1.Pod) { p.Annotations[mesh.AnnotationInterception] = "TPROXY" }, func(p plan.Plan) string { return show(p.Mode, p.Mesh.TProxyMark) }, "rules 1337"},
 		{"1.11 has no -c, and exempts 22", web + "1.18.7-classic.yaml", func(p *corev1.Pod) { istioContainer(p).Image = "docker.io/istio/proxyv2:1.11.8" }, func(p plan.Plan) string { return show(p.Inbound.ExcludePorts) }, "[22]"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -81,11 +84,6 @@ func TestIstioForms(t *testing.T) {
 			}
 		})
 	}
-	t.Run("TPROXY", func(t *testing.T) {
-		if _, report, _ := Apply(load(t, corpus+web+"1.31.0-rc.0-tproxy.yaml"), Facts{}, testConfig); report.Reason != InterceptionTPROXY {
-			t.Errorf("reason %s", report.Reason)
-		}
-	})
 }
 
 // Pods as the other meshes' injectors made them.

@@ -54,6 +54,7 @@ func makePlan(pod *corev1.Pod, s *state) Reason {
 			DNS:          c.DNS,
 
 			DialsLoopback: c.DialsLoopback,
+			TProxyMark:    c.TProxyMark,
 		},
 		Outbound: plan.Outbound{
 			ExcludeCIDRs: union(c.ExcludeOutboundCIDRs, s.settings.ExcludeOutboundCIDRs),

@@ -37,7 +37,7 @@ var ReasonTexts = map[Reason]string{
 	NoInterception:     "The mesh does not redirect this pod's traffic (Istio's interceptionMode NONE, Consul without transparent proxy).",
 	MeshUnsupported:    "The mesh (Linkerd, Kuma, Consul) is recognised, but not adapted yet; a warning says what happens to the VM there and what helps.",
 	AmbientUnsupported: "The pod is in Istio's ambient mode with a network binding that no mode supports there yet; a warning says what works today.",
-	InterceptionTPROXY: "Istio intercepts this pod's inbound traffic by TPROXY, which no mode supports yet; set sidecar.istio.io/interceptionMode: REDIRECT.",
+	InterceptionTPROXY: "Istio intercepts this pod's inbound traffic by TPROXY and is too old (before 1.11) to leave the guest's interface alone; set sidecar.istio.io/interceptionMode: REDIRECT.",
 	NoVirtualInterface: "Neither the mesh's settings nor the VMI name an interface that the guest is behind; set meshvirt.io/interfaces if there is one.",
 	BindingUnsupported: "No mode supports the network binding of the VMI yet.",
 	Invalid:            "Annotations or containers of the pod are invalid; the response names each.",
