@@ -24,9 +24,10 @@ const golden = "../../pkg/mutate/testdata/golden/"
 
 func TestExplainGolden(t *testing.T) {
 	for name, args := range map[string][]string{
-		"rules":     {"-f", native},
-		"nat-proxy": {"-f", golden + "nat-proxy-user-settings/pod.yaml", "--ipv6"},
-		"off":       {"-f", pods + "masquerade-istio-ports/pod.yaml"},
+		"rules":       {"-f", native},
+		"nat-proxy":   {"-f", golden + "nat-proxy-user-settings/pod.yaml", "--ipv6"},
+		"intercepted": {"-f", golden + "rules-intercept-tproxy/pod.yaml"},
+		"off":         {"-f", pods + "masquerade-istio-ports/pod.yaml"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := meshvirt("", append([]string{"explain"}, args...)...)
@@ -174,6 +175,11 @@ func TestDrawPath(t *testing.T) {
 			p.Mode, p.WatchPort = plan.TProxy, 15121
 			p.Proxy = &plan.Proxy{OutboundPort: 15101, InboundPort: 15106, StatusPort: 15120}
 		}, []string{"tproxy to :15101", "redirect to :15106", "TCP port 15021, 15120, 15121"}, []string{"redirect to :15101"}},
+		"intercepted": {func(p *plan.Plan) { p.Mesh.TProxyMark, p.Inbound.ExcludePorts = 1337, []uint16{22} },
+			[]string{"TPROXY to :15006", "(gid 1337)", "mark 0x539", "sees the peer's address", "keeps the mesh's TPROXY away", "TCP port 22"}, []string{"redirect to :15006", "127.0.0.6", "the bridge's address"}},
+		"intercepted, with a relay": {func(p *plan.Plan) {
+			p.Mode, p.Mesh.TProxyMark, p.Proxy = plan.NATProxy, 1337, &plan.Proxy{UID: 1500, OutboundPort: 15101, InboundPort: 15106, StatusPort: 15120}
+		}, []string{"redirect to :15101", "TPROXY to :15006", "dnat to 10.0.2.2"}, []string{"redirect to :15106"}},
 		"several interfaces": {func(p *plan.Plan) { p.Interfaces = []string{"k6t-eth0", "k6t-net1"} }, []string{"k6t-eth0,k6t-net1  prerouting -101"}, nil},
 		"an IPv6 guest only": {func(p *plan.Plan) { p.Guest.IPv4 = netip.Addr{} }, []string{"guest fd10:0:2::2"}, []string{"invalid"}},
 		"a long list": {func(p *plan.Plan) {

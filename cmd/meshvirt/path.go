@@ -72,7 +72,12 @@ const (
 )
 
 // proxy is the mesh's.
-func (d *drawing) proxy() string { return fmt.Sprintf("the mesh's proxy (uid %d)", d.Mesh.UID) }
+func (d *drawing) proxy() string {
+	if d.Mesh.TProxyMark != 0 { // it is root
+		return fmt.Sprintf("the mesh's proxy (gid %d)", d.Mesh.GID)
+	}
+	return fmt.Sprintf("the mesh's proxy (uid %d)", d.Mesh.UID)
+}
 
 // guest is where connections to the guest go.
 func (d *drawing) guest() string {
@@ -143,7 +148,11 @@ func (d *drawing) ingress() {
 	default:
 		d.flow("ingress", "no TCP port of the pod is served by the mesh: none is included")
 	}
-	if in.All || len(in.IncludePorts) > 0 {
+	switch {
+	case !in.All && len(in.IncludePorts) == 0:
+	case d.Mesh.TProxyMark != 0:
+		d.asClient()
+	default:
 		d.at(d.PodInterface, prerouting, "redirect to :%d", d.Mesh.InboundPort)
 		if d.Mesh.DialsLoopback {
 			d.then("%s dials 127.0.0.1, or the pod's own address from %s", d.proxy(), d.source())
@@ -158,6 +167,11 @@ func (d *drawing) ingress() {
 			d.at("lo", output, "dnat to %s, if the guest has the port: %s", d.guest(), d.guestTCP())
 			d.at(d.bridge, postrouting, "masquerade -> guest, which sees the bridge's address")
 		}
+	}
+	if d.Mesh.TProxyMark != 0 {
+		d.flow("past", "peer -> pod, the TCP ports below; and answers to what the guest opened past the mesh")
+		d.at(d.PodInterface, "prerouting -151", "mark %#x keeps the mesh's TPROXY away", d.Mesh.TProxyMark)
+		d.at(d.PodInterface, "prerouting -149", "the mark goes again")
 	}
 	if ports := slices.DeleteFunc(slices.Clone(in.ExcludePorts), func(p uint16) bool { return slices.Contains(d.ownPorts(), p) }); len(ports) > 0 {
 		d.flow("excluded", "peer -> pod, TCP port %s", list(ports, ", "))
@@ -178,6 +192,16 @@ func (d *drawing) ingress() {
 		d.at(d.PodInterface, prerouting, "dnat to %s -> guest; no mesh takes UDP", d.guest())
 	}
 	d.then("guest -> peer: KubeVirt's masquerade -> %s -> peer", d.PodInterface)
+}
+
+// asClient is the way in through a mesh that intercepts by TPROXY.
+func (d *drawing) asClient() {
+	d.at(d.PodInterface, "prerouting -150", "the mesh's TPROXY to :%d", d.Mesh.InboundPort)
+	d.at(d.PodInterface, prerouting, "freeze: no later chain may forward it past the mesh")
+	d.then("%s is called as the pod, dials the pod's own address from the peer's, with mark %#x", d.proxy(), d.Mesh.TProxyMark)
+	d.at("lo", output, "dnat to %s, if the guest has the port: %s; the mark goes -> guest, which sees the peer's address", d.guest(), d.guestTCP())
+	d.then("the guest replies to the peer")
+	d.at(d.bridge, "prerouting -151", "mark %#x: by the mesh's policy route to its proxy, which answers the peer", d.Mesh.TProxyMark)
 }
 
 func (d *drawing) native() {
