@@ -1,0 +1,396 @@
+package netlab
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/mutate"
+	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/templates"
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/agent"
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/sidecar"
+	"github.com/meshvirt/meshvirt/tools"
+)
+
+// These tests have a mesh that intercepts inbound connections by TPROXY.
+
+// patience is for machines under load. What is to fail as an attack is not waited for as long.
+const patience = 8 * time.Second
+
+var interceptedModes = []plan.Mode{plan.Rules, plan.NATProxy, plan.TProxy}
+
+// startIntercepting is startIstio with that interception.
+func startIntercepting(t *testing.T, l *Lab, version string, backend Backend, args ...string) {
+	t.Helper()
+	startIstio(t, l, version, backend, append([]string{"-m", "TPROXY"}, args...)...)
+}
+
+// intercepted is the plan for it.
+func intercepted(mode plan.Mode) plan.Plan {
+	p := handMade(mode)
+	p.Mesh.TProxyMark = 1337
+	return p
+}
+
+// seen is member where the guest sees its clients, as the mesh's proxy shows them.
+var seen = with(member, map[string]string{
+	"ingress-tcp4":  "ok inbound saw 10.244.2.20",
+	"ingress-tcp6":  "ok inbound saw fd00:10:244:2::20",
+	"ingress-half4": "ok inbound saw 10.244.2.20",
+	"ingress-ssh4":  "ok inbound saw 10.244.2.20",
+	"ingress-ssh6":  "ok inbound saw fd00:10:244:2::20",
+	"probe-guest":   "ok inbound saw 10.244.1.1",
+})
+
+// plainSeen is seen with KubeVirt in its plain mode, where the guest, calling the pod, comes in again.
+var plainSeen = with(seen, map[string]string{"hairpin": "ok outbound inbound saw 10.244.1.17"})
+
+func TestIntercepted(t *testing.T) {
+	for name, c := range map[string]struct {
+		version  string
+		backend  Backend
+		args     []string
+		kubevirt string
+		want     map[string]string
+	}{
+		"istio mode":            {"1.29.6", NFT, nil, "v1.9.0-istio-noports-dual", seen},
+		"istio mode with ports": {"1.22.8", Legacy, nil, "v1.9.0-istio-ports-22-80-dual", seen},
+		"plain mode":            {"1.31.0-rc.0", "", []string{"--native-nftables"}, "v1.9.0-noistio-noports-dual", plainSeen},
+		"plain mode with ports": {"1.26.8", NFT, nil, "v1.0.1-noistio-ports-22-80-dual", plainSeen},
+	} {
+		for _, mode := range interceptedModes {
+			t.Run(string(mode)+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				l := newLab(t, Options{Timeout: patience, DualStack: true, Image: dataPlane(t)})
+				startIntercepting(t, l, c.version, c.backend, append(c.args, "--dual-stack", "--redirect-dns", "--istio-exclude-interfaces", Bridge)...)
+				startMeshVirt(t, l, intercepted(mode))
+				do(t, l.KubeVirt(t.Context(), c.kubevirt), l.StartGuest(t.Context()))
+				wantOutcomes(t, l, c.want)
+			})
+		}
+	}
+}
+
+// TestInterceptedPod has an ordinary application in the pod and no VM: what Istio promises, the lab keeps.
+func TestInterceptedPod(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, Options{Timeout: patience, DualStack: true})
+	startIntercepting(t, l, "1.29.6", NFT, "--dual-stack")
+	do(t, l.Pod.Listen(t.Context(), agent.Listen{Network: "tcp", Addr: at(netip.IPv6Unspecified(), AppPort), Kind: agent.Echo}))
+	for _, ip := range l.PodIPs() {
+		r := l.Check(t.Context(), Flow{Name: "ingress-app", From: Peer, Network: "tcp", To: at(ip, AppPort), Kind: agent.Echo})
+		if !r.Passed(sidecar.In) {
+			t.Fatalf("%s, want it through the sidecar", r)
+		}
+		if client, app := r.Sidecar[0].Peer.Addr(), r.Sidecar[0].Local.Addr(); client != app {
+			t.Errorf("the sidecar called the application from %s, want %s", app, client)
+		}
+	}
+}
+
+// TestInterceptedVirtualMachine has the real guest, and the paths.
+func TestInterceptedVirtualMachine(t *testing.T) {
+	t.Parallel()
+	guest := useVM(t)
+	for mode, egress := range map[plan.Mode]string{
+		plan.Rules:    "guest 10.0.2.2 -> k6t-eth0 -> sidecar :15001 (orig 10.244.2.20:8080) -> eth0 -> peer (saw 10.244.1.17)",
+		plan.NATProxy: "guest 10.0.2.2 -> k6t-eth0 -> nat-proxy :15101 (orig 10.244.2.20:8080) -> sidecar :15001 (orig 10.244.2.20:8080) -> eth0 -> peer (saw 10.244.1.17)",
+		plan.TProxy:   "guest 10.0.2.2 -> k6t-eth0 -> tproxy :15101 (orig 10.244.2.20:8080) -> sidecar :15001 (orig 10.244.2.20:8080) -> eth0 -> peer (saw 10.244.1.17)",
+	} {
+		t.Run(string(mode), func(t *testing.T) {
+			l := newLab(t, Options{Timeout: patience, DualStack: true, Image: dataPlane(t), VM: guest})
+			startIntercepting(t, l, "1.29.6", NFT, "--dual-stack", "--redirect-dns", "-c", Bridge)
+			startMeshVirt(t, l, intercepted(mode))
+			do(t, l.KubeVirt(t.Context(), "v1.9.0-noistio-noports-dual"), l.StartGuest(t.Context()))
+			wantOutcomes(t, l, plainSeen)
+			for name, want := range map[string]string{
+				"egress-tcp4":  egress,
+				"ingress-tcp4": "peer 10.244.2.20 -> eth0 -> sidecar :15006 (orig 10.244.1.17:80) -> k6t-eth0 -> guest (saw 10.244.2.20)",
+			} {
+				if got := strings.Join(l.Check(t.Context(), FlowNamed(name)).Hops, " -> "); got != want {
+					t.Errorf("%s:\n got %s\nwant %s", name, got, want)
+				}
+			}
+		})
+	}
+}
+
+// TestInterceptedNeeds takes the rules of one reason after the other, and something fails every time.
+func TestInterceptedNeeds(t *testing.T) {
+	for why, want := range map[string]map[string]string{
+		"": {"ingress-tcp4": seen["ingress-tcp4"], "ingress-ssh4": "ok saw 10.244.2.20", "probe-sidecar": "ok serving"},
+		"the guest's reply is for the mesh's proxy": {"ingress-tcp4": "fails inbound", "ingress-tcp6": "fails inbound", "egress-tcp4": seen["egress-tcp4"]},
+		"the mesh's policy route must not":          {"ingress-tcp4": "fails inbound", "ingress-tcp6": "fails inbound"},
+		"the mesh's proxy lets it in":               {"ingress-tcp4": "fails inbound", "ingress-tcp6": "fails inbound"},
+		"TCP comes in through the mesh":             {"ingress-tcp4": "fails inbound", "ingress-tcp6": "fails inbound"},
+		"what the guest opens":                      {"egress-tcp4": noMesh["egress-tcp4"]},
+		"an excluded port goes straight out":        {"egress-excluded-port": "ok outbound saw 10.244.1.17"},
+		"the mesh must not take the port":           {"ingress-ssh4": "fails", "ingress-ssh6": "fails", "ingress-tcp4": seen["ingress-tcp4"]},
+		"the mesh's note":                           {"probe-sidecar": "fails", "ingress-tcp4": seen["ingress-tcp4"]},
+		"the mesh did not take the port":            {"ingress-ssh4": "fails", "ingress-ssh6": "fails", "ingress-tcp4": seen["ingress-tcp4"]},
+		"an answer to the guest goes on":            {"egress-excluded-port": "fails", "egress-excluded-cidr": "fails", "egress-tcp4": seen["egress-tcp4"]},
+	} {
+		t.Run(why, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, Options{Timeout: patience, DualStack: true, Image: dataPlane(t)})
+			startIntercepting(t, l, "1.29.6", NFT, "--dual-stack", "--redirect-dns", "-c", Bridge)
+			p := listPorts(intercepted(plan.Rules))
+			p.Inbound.ExcludePorts = []uint16{SSHPort}
+			startMeshVirt(t, l, p)
+			do(t, l.KubeVirt(t.Context(), "v1.9.0-noistio-ports-22-80-dual"), l.StartGuest(t.Context()))
+			if why != "" {
+				takeRules(t, l, why)
+			}
+			wantFlows(t, l, want)
+		})
+	}
+}
+
+// takeRules deletes our rules whose reason begins in this way.
+func takeRules(t *testing.T, l *Lab, why string) {
+	t.Helper()
+	table, err := l.RunInPod(t.Context(), "", "nft", "-a", "list", "table", "inet", "meshvirt")
+	do(t, err)
+	var chain, script string
+	for line := range strings.Lines(table) {
+		if words := strings.Fields(line); len(words) > 1 && words[0] == "chain" {
+			chain = words[1]
+		}
+		if _, handle, ok := strings.Cut(line, "# handle "); ok && strings.Contains(line, `comment "`+why) {
+			script += "delete rule inet meshvirt " + chain + " handle " + handle
+		}
+	}
+	if script == "" {
+		t.Fatalf("no rule has the reason %q", why)
+	}
+	_, err = l.RunInPod(t.Context(), script, "nft", "-f", "-")
+	do(t, err)
+}
+
+// TestInterceptedSysctls has bridged packets seen by the IP hooks or not, and reverse paths checked or not.
+func TestInterceptedSysctls(t *testing.T) {
+	for _, mode := range []plan.Mode{plan.Rules, plan.TProxy} {
+		for _, bridgeNF := range []string{"0", "1"} {
+			t.Run(string(mode)+"/bridge-nf and rp_filter "+bridgeNF, func(t *testing.T) {
+				t.Parallel()
+				l := newLab(t, Options{Timeout: patience, DualStack: true, Image: dataPlane(t)})
+				do(t,
+					l.Namespace().Sysctl("bridge/bridge-nf-call-iptables", bridgeNF),
+					l.Namespace().Sysctl("bridge/bridge-nf-call-ip6tables", bridgeNF),
+					l.Namespace().Sysctl("ipv4/conf/all/rp_filter", bridgeNF),
+					l.Namespace().Sysctl("ipv4/conf/default/rp_filter", bridgeNF))
+				startIntercepting(t, l, "1.29.6", NFT, "--dual-stack", "--redirect-dns", "-c", Bridge)
+				startMeshVirt(t, l, intercepted(mode))
+				do(t, l.KubeVirt(t.Context(), "v1.9.0-istio-noports-dual"), l.StartGuest(t.Context()))
+				wantOutcomes(t, l, seen)
+			})
+		}
+	}
+}
+
+// TestInterceptedPast has what is not for the mesh's proxy: ports that only our plan excludes, ports of the
+// mesh and of our containers, and of two ports the one that the mesh was told to include.
+func TestInterceptedPast(t *testing.T) {
+	own := func(port uint16) Flow {
+		return Flow{Name: fmt.Sprint("own port ", port), From: Peer, Network: "tcp", To: at(PodIP4, port), Kind: "http"}
+	}
+	check := func(t *testing.T, l *Lab, f Flow, want string) {
+		t.Helper()
+		if r := l.Check(t.Context(), f); r.Outcome() != want {
+			t.Errorf("%s\n got outcome %q\nwant %q", r, r.Outcome(), want)
+		}
+	}
+	for _, mode := range interceptedModes {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, Options{Timeout: patience, DualStack: true, Image: dataPlane(t)})
+			startIntercepting(t, l, "1.22.8", NFT, "--dual-stack", "-c", Bridge)
+			p := intercepted(mode)
+			p.Mesh.DNS, p.Inbound.ExcludePorts = nil, []uint16{SSHPort}
+			startMeshVirt(t, l, p)
+			do(t, l.KubeVirt(t.Context(), "v1.9.0-istio-noports-dual"), l.StartGuest(t.Context()))
+			wantFlows(t, l, map[string]string{
+				"ingress-ssh4":  "ok saw 10.244.2.20",
+				"ingress-ssh6":  "ok saw fd00:10:244:2::20",
+				"ingress-tcp4":  seen["ingress-tcp4"],
+				"probe-sidecar": "ok serving",
+				"tunnel-port":   "ok serving",
+			})
+			if p.Proxy != nil {
+				if r := l.Check(t.Context(), own(p.Proxy.StatusPort)); len(r.Via) > 0 || r.Status == 0 {
+					t.Errorf("%s, want the relay's own answer", r)
+				}
+			}
+		})
+		t.Run(string(mode)+"/included", func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, Options{Timeout: patience, DualStack: true, Image: dataPlane(t)})
+			startIntercepting(t, l, "1.18.7", NFT, "--dual-stack", "-b", "80,22", "-d", "", "-c", Bridge)
+			p := intercepted(mode)
+			p.Mesh.DNS, p.Inbound = nil, plan.Inbound{IncludePorts: []uint16{HTTPPort, SSHPort}, ExcludePorts: []uint16{SSHPort}}
+			startMeshVirt(t, l, p)
+			do(t, l.KubeVirt(t.Context(), "v1.9.0-istio-noports-dual"), l.StartGuest(t.Context()))
+			wantFlows(t, l, map[string]string{
+				"ingress-tcp4":   seen["ingress-tcp4"],
+				"ingress-tcp6":   seen["ingress-tcp6"],
+				"ingress-ssh4":   "ok saw 10.244.2.20",
+				"ingress-other4": "ok saw 10.244.2.20",
+			})
+			check(t, l, own(sidecar.Prometheus), "ok serving")
+		})
+	}
+}
+
+// TestInterceptedIPv4 has a mesh that serves no IPv6 in a pod that has it.
+func TestInterceptedIPv4(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, Options{Timeout: patience, DualStack: true, Image: dataPlane(t)})
+	startIntercepting(t, l, "1.18.7", NFT, "--redirect-dns", "-c", Bridge)
+	p := intercepted(plan.Rules)
+	p.Mesh.DualStack = false
+	startMeshVirt(t, l, p)
+	do(t, l.KubeVirt(t.Context(), "v1.9.0-noistio-noports-dual"), l.StartGuest(t.Context()))
+	want := with(plainSeen, nil)
+	for _, f := range Flows {
+		if f.IPv6() {
+			want[f.Name] = noMesh[f.Name]
+		}
+	}
+	wantOutcomes(t, l, want)
+}
+
+// TestInterceptedAgent probes the guest as Istio's agent does, from 127.0.0.6 and as the proxy's group.
+func TestInterceptedAgent(t *testing.T) {
+	for _, mode := range interceptedModes {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, Options{Timeout: patience, DualStack: true, Image: dataPlane(t)})
+			startIntercepting(t, l, "1.29.6", NFT, "--dual-stack", "--redirect-dns", "-c", Bridge)
+			startMeshVirt(t, l, intercepted(mode))
+			do(t, l.KubeVirt(t.Context(), "v1.9.0-istio-noports-dual"), l.StartGuest(t.Context()))
+			for source, to := range map[string]string{"127.0.0.6": at(PodIP4, SSHPort).String(), "::6": at(PodIP6, SSHPort).String()} {
+				var c net.Conn
+				err := l.Namespace().Do(func() (err error) {
+					before, err := unix.SetfsgidRetGid(sidecar.GID)
+					if err != nil {
+						return err
+					}
+					defer unix.SetfsgidRetGid(before)
+					d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}, Timeout: l.Timeout}
+					c, err = d.Dial("tcp", to)
+					return err
+				})
+				do(t, err)
+				defer c.Close()
+				do(t, c.SetDeadline(time.Now().Add(l.Timeout)))
+				banner := make([]byte, 4)
+				if n, err := c.Read(banner); err != nil || n == 0 {
+					t.Errorf("from %s to %s: %v, want the guest's banner", source, to, err)
+				}
+			}
+		})
+	}
+}
+
+// TestInterceptedAbsent is what a masquerade VM has there without MeshVirt, in KubeVirt's Istio mode. Istio's
+// own interface option (-k) is no way: inbound, the mark of Envoy's connection leads it to the pod when KubeVirt
+// has translated it to the guest, and outbound, unless bridged packets are seen by the IP hooks, Istio takes the
+// guest's connections for the pod's inbound ones. Mode native is refused for it.
+func TestInterceptedAbsent(t *testing.T) {
+	for name, c := range map[string]struct {
+		args     []string
+		bridgeNF string
+		egress   string // of egress-tcp4
+	}{
+		"rerouted":                    {[]string{"-k", Bridge}, "1", "ok outbound saw 10.244.1.17"},
+		"rerouted, without bridge-nf": {[]string{"-k", Bridge}, "0", "fails"},
+		"excluded":                    {[]string{"-c", Bridge}, "1", "fails"},
+		"neither":                     {nil, "0", "fails"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, Options{Timeout: patience, DualStack: true})
+			do(t,
+				l.Namespace().Sysctl("bridge/bridge-nf-call-iptables", c.bridgeNF),
+				l.Namespace().Sysctl("bridge/bridge-nf-call-ip6tables", c.bridgeNF))
+			startIntercepting(t, l, "1.29.6", NFT, append([]string{"--dual-stack"}, c.args...)...)
+			do(t, l.KubeVirt(t.Context(), "v1.9.0-istio-noports-dual"), l.StartGuest(t.Context()))
+			want := map[string]string{"egress-tcp4": c.egress}
+			for _, name := range []string{"ingress-tcp4", "ingress-tcp6", "ingress-ssh4", "probe-guest", "udp-in4"} {
+				want[name] = "fails"
+			}
+			for _, name := range slices.Sorted(maps.Keys(want)) {
+				// How far a lost connection came is not of interest.
+				if r := l.Check(t.Context(), FlowNamed(name)); r.Outcome() != want[name] && (want[name] != "fails" || r.OK) {
+					t.Errorf("%s\n got outcome %q\nwant %q", r, r.Outcome(), want[name])
+				} else {
+					t.Log(r)
+				}
+			}
+		})
+	}
+}
+
+// TestInterceptedAsAdmitted runs what the webhook makes of recorded pods. The other tests have plans of
+// their own.
+func TestInterceptedAsAdmitted(t *testing.T) {
+	for name, mode := range map[string]plan.Mode{
+		"v1.0.1/masquerade-istio-ports/injected-1.18.7-tproxy-classic": plan.Auto,
+		"v1.9.0/masquerade-istio-ports/injected-1.22.8-tproxy-classic": plan.NATProxy,
+		"v1.9.0/masquerade-istio-ports/injected-1.29.6-tproxy-classic": plan.TProxy,
+		"v1.9.0/masquerade-istio-ports/injected-1.31.0-rc.0-tproxy":    plan.Auto,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			root, err := tools.Root()
+			do(t, err)
+			b, err := os.ReadFile(filepath.Join(root, "test/corpus/pods", name+".yaml"))
+			do(t, err)
+			var pod corev1.Pod
+			do(t, yaml.Unmarshal(b, &pod))
+			pod.Annotations[annotations.Mode] = string(mode)
+			adapted, report, errs := mutate.Apply(&pod, mutate.Facts{}, mutate.Config{Image: templates.Image{Name: "example.com/dataplane:test"}})
+			if mode == plan.Auto {
+				mode = plan.Rules
+			}
+			if report.Mode != mode || len(errs) > 0 {
+				t.Fatalf("report %s, errors %v", report, errs)
+			}
+			l := newLab(t, Options{Timeout: patience, Image: dataPlane(t), Pod: adapted})
+			for _, c := range adapted.Spec.InitContainers {
+				switch {
+				case c.Name == "istio-init":
+					rules, err := l.IstioInitContainer(t.Context(), NFT, c)
+					do(t, err, l.StartSidecar(t.Context(), sidecar.Config{Transparent: rules.TProxy}))
+				case c.Name == templates.RulesName && c.RestartPolicy == nil:
+					do(t, l.RunInit(t.Context(), c))
+				case c.Name == templates.RulesName, c.Name == templates.ProxyName:
+					_, err := l.Start(c)
+					do(t, err, l.WaitReady(t.Context(), c, c.StartupProbe))
+				}
+			}
+			do(t, l.KubeVirt(t.Context(), "v1.9.0-istio-ports-22-80-ipv4"), l.StartGuest(t.Context()))
+			wantFlows(t, l, map[string]string{
+				"egress-tcp4":    seen["egress-tcp4"],
+				"ingress-tcp4":   seen["ingress-tcp4"],
+				"ingress-ssh4":   seen["ingress-ssh4"],
+				"probe-guest":    seen["probe-guest"],
+				"probe-sidecar":  seen["probe-sidecar"],
+				"attack-gateway": seen["attack-gateway"],
+			})
+		})
+	}
+}
