@@ -97,42 +97,73 @@ var (
 
 // Words without a field.
 var (
-	tcp = word{text: "meta l4proto tcp", l4: unix.IPPROTO_TCP}
-	udp = word{text: "meta l4proto udp", l4: unix.IPPROTO_UDP}
+	tcp   = word{text: "meta l4proto tcp", l4: unix.IPPROTO_TCP}
+	udp   = word{text: "meta l4proto udp", l4: unix.IPPROTO_UDP}
+	icmp  = word{text: "meta l4proto icmp", l4: unix.IPPROTO_ICMP}
+	icmp6 = word{text: "meta l4proto ipv6-icmp", l4: unix.IPPROTO_ICMPV6}
 	// toPodItself is for an address of the pod, on whatever interface.
-	toPodItself = fibDaddr.is(value{text: "local", data: host32(unix.RTN_LOCAL)})
+	toPodItself = fibDaddr.is(local)
 	// toThisSide is for an address of the interface that it came in by, such as the guest's gateway.
-	toThisSide = fibDaddrIif.is(value{text: "local", data: host32(unix.RTN_LOCAL)})
-	ctNew      = word{text: "ct state new", exprs: []expr.Any{
+	toThisSide    = fibDaddrIif.is(local)
+	notToThisSide = fibDaddrIif.not(local)
+	toBroadcast   = fibDaddr.is(value{text: "broadcast", data: host32(unix.RTN_BROADCAST)})
+	toMulticast   = fibDaddr.is(value{text: "multicast", data: host32(unix.RTN_MULTICAST)})
+	// toPodOrAll is for an address of the pod, and for one that the pod has with others.
+	toPodOrAll = fibDaddr.not(value{text: "unicast", data: host32(unix.RTN_UNICAST)})
+	// noWayBack matches packets whose source has no route by the interface that they came in by. An
+	// address of the pod's own has none by any.
+	noWayBack = word{text: "fib saddr . iif oif missing", exprs: []expr.Any{
+		&expr.Fib{Register: reg, ResultOIF: true, FlagSADDR: true, FlagIIF: true, FlagPRESENT: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: host32(0)},
+	}}
+	ctNew     = ctState("new", expr.CtStateBitNEW)
+	ctRelated = ctState("related", expr.CtStateBitRELATED)
+	ctInvalid = ctState("invalid", expr.CtStateBitINVALID)
+)
+
+var local = value{text: "local", data: host32(unix.RTN_LOCAL)}
+
+func ctState(name string, bit uint32) word {
+	return word{text: "ct state " + name, exprs: []expr.Any{
 		&expr.Ct{Key: expr.CtKeySTATE, Register: reg},
-		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: host32(expr.CtStateBitNEW), Xor: make([]byte, 4)},
+		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: host32(bit), Xor: make([]byte, 4)},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: make([]byte, 4)},
 	}}
-)
+}
 
 // A family is IPv4 or IPv6. Its own word matches every packet of the family.
 type family struct {
 	word
 	keyword      string // before the address in dnat
+	digit        string // ends names of sets
 	saddr, daddr field
-	loopback     *set // where the pod's processes talk to each other, never the guest
+	loopback     *set           // where the pod's processes talk to each other, never the guest
+	inside       *set           // loopback, and what a process of the pod that dials it would find there
+	onLink       []netip.Prefix // from where everybody may send to its link
 }
 
 var (
 	ipv4 = family{
 		word:     word{text: "meta nfproto ipv4", l3: unix.NFPROTO_IPV4},
 		keyword:  "ip",
+		digit:    "4",
 		saddr:    field{text: "ip saddr", l3: unix.NFPROTO_IPV4, load: network(12, 4)},
 		daddr:    field{text: "ip daddr", l3: unix.NFPROTO_IPV4, load: network(16, 4)},
 		loopback: newPrefixSet("loopback4", "where the pod talks to itself", netip.MustParsePrefix("127.0.0.0/8")),
+		inside: newPrefixSet("inside4", "the pod's loopback, and addresses that lead whoever dials them there",
+			netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("0.0.0.0/8")),
 	}
 	ipv6 = family{
 		word:    word{text: "meta nfproto ipv6", l3: unix.NFPROTO_IPV6},
 		keyword: "ip6",
+		digit:   "6",
 		saddr:   field{text: "ip6 saddr", l3: unix.NFPROTO_IPV6, load: network(8, 16)},
 		daddr:   field{text: "ip6 daddr", l3: unix.NFPROTO_IPV6, load: network(24, 16)},
 		loopback: newPrefixSet("loopback6", "where the pod talks to itself; ::6 is the mesh's",
 			netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("::6/128")),
+		inside: newPrefixSet("inside6", "the pod's loopback, and addresses that lead whoever dials them there; IPv4 in disguise",
+			netip.MustParsePrefix("::/128"), netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("::6/128"), netip.MustParsePrefix("::ffff:0:0/96")),
+		onLink: []netip.Prefix{netip.MustParsePrefix("fe80::/10")},
 	}
 )
 
