@@ -131,6 +131,7 @@ var ambientMember = with(noMesh, map[string]string{
 	"pod-self":        "ok saw 10.244.1.17",
 	"hairpin":         "ok outbound saw 10.244.1.17",
 	"attack-loopback": "fails",
+	"attack-spoof":    "fails",
 })
 
 // listed are the outcomes for a VM that lists ports 22 and 80.

@@ -84,6 +84,7 @@ var member = with(kubevirtInterfaces, map[string]string{
 	"dns-tcp":              "ok dns 192.0.2.153",
 	"attack-loopback":      "fails",
 	"attack-gateway":       "fails",
+	"attack-spoof":         "fails",
 })
 
 // plainMember is member with KubeVirt in its plain mode, where the pod's own address is not the guest's

@@ -39,7 +39,11 @@ func (l *Lab) start(ns *netns.Namespace, user syscall.Credential, args ...string
 // RunInPod runs a program of this machine in the pod's network namespace as root, with some input,
 // and gives its output.
 func (l *Lab) RunInPod(ctx context.Context, input string, args ...string) (string, error) {
+	return runIn(ctx, l.pod, input, args...)
+}
+
+func runIn(ctx context.Context, ns *netns.Namespace, input string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Stdin = strings.NewReader(input)
-	return l.pod.Run(cmd)
+	return ns.Run(cmd)
 }

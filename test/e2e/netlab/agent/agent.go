@@ -103,6 +103,19 @@ type RawAnswer struct {
 	Flags string // "syn-ack" or "rst" of TCP, "udp", or empty if there was no answer
 }
 
+// A Frame is one Ethernet frame; its source is the link's own address.
+type Frame struct {
+	To   string // hardware address
+	Type uint16 // of what is in Body, such as unix.ETH_P_IP
+	Body []byte
+}
+
+// A Send sends frames in order, whatever is in them.
+type Send struct {
+	Link   string
+	Frames []Frame
+}
+
 // A Configure gives a link its addresses and default routes. What it had before is removed.
 type Configure struct {
 	Link     string
@@ -177,6 +190,15 @@ func (c *Client) Resolve(ctx context.Context, r Resolve) (Resolved, error) {
 // Raw sends a packet and waits for an answer.
 func (c *Client) Raw(ctx context.Context, r Raw) (RawAnswer, error) {
 	return call[RawAnswer](ctx, c, r.Timeout, "Raw", r)
+}
+
+// sendTimeout bounds Send: an emulated machine takes a while for some hundred frames.
+const sendTimeout = 20 * time.Second
+
+// Send sends frames. It waits for no answers.
+func (c *Client) Send(ctx context.Context, s Send) error {
+	_, err := call[bool](ctx, c, sendTimeout, "Send", s)
+	return err
 }
 
 // Seen gives what the servers saw of the attempts with this token, whether or not they could answer.

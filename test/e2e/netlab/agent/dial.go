@@ -13,6 +13,8 @@ import (
 	"net/netip"
 	"os"
 	"time"
+
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/packet"
 )
 
 // udpTries is how often a datagram, or an ICMP echo request, is sent within the time given: one may
@@ -211,7 +213,7 @@ func (m *methods) Ping(p Ping, out *bool) error {
 	id := uint16(os.Getpid()) ^ uint16(time.Now().UnixNano())
 	msg := []byte{request, 0, 0, 0, byte(id >> 8), byte(id), 0, 1, 'l', 'a', 'b', '!'}
 	if p.To.Is4() { // the kernel fills in the checksum of ICMPv6
-		binary.BigEndian.PutUint16(msg[2:], checksum(msg))
+		binary.BigEndian.PutUint16(msg[2:], packet.Checksum(msg))
 	}
 	b := make([]byte, 2048)
 	err = retry(c, msg, p.Timeout, func() error {

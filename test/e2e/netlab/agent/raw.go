@@ -7,15 +7,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
-)
 
-const (
-	tcpSYN = 0x02
-	tcpRST = 0x04
-	tcpACK = 0x10
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/packet"
 )
 
 func (m *methods) Raw(r Raw, out *RawAnswer) error {
@@ -27,7 +24,7 @@ func (m *methods) Raw(r Raw, out *RawAnswer) error {
 	if err != nil {
 		return err
 	}
-	packet, err := r.packet()
+	b, err := r.packet()
 	if err != nil {
 		return err
 	}
@@ -42,11 +39,11 @@ func (m *methods) Raw(r Raw, out *RawAnswer) error {
 		return fmt.Errorf("bind packet socket: %w", err)
 	}
 	copy(sa.Addr[:], to)
-	if err := unix.Sendto(fd, packet, 0, sa); err != nil {
+	if err := unix.Sendto(fd, b, 0, sa); err != nil {
 		return fmt.Errorf("send packet: %w", err)
 	}
 	deadline := time.Now().Add(r.Timeout)
-	b := make([]byte, 2048)
+	b = make([]byte, 2048)
 	for {
 		left := time.Until(deadline)
 		if left <= 0 {
@@ -74,40 +71,17 @@ func (r Raw) packet() ([]byte, error) {
 	if !r.Src.Addr().Is4() || !r.Dst.Addr().Is4() {
 		return nil, errors.New("want IPv4 addresses")
 	}
-	var proto byte
-	var l4 []byte
-	sum := 0
 	switch r.Network {
 	case "tcp":
-		proto, sum = unix.IPPROTO_TCP, 16
-		l4 = make([]byte, 20)
-		binary.BigEndian.PutUint32(l4[4:], uint32(time.Now().UnixNano()))
-		l4[12], l4[13] = 5<<4, tcpSYN
-		binary.BigEndian.PutUint16(l4[14:], 65535)
+		return packet.NewTCP(r.Src, r.Dst, packet.SYN, uint32(time.Now().UnixNano()), nil).Bytes(), nil
 	case "udp":
-		proto, sum = unix.IPPROTO_UDP, 6
 		payload, err := json.Marshal(ask{Token: r.Token})
 		if err != nil {
 			return nil, err
 		}
-		l4 = append(make([]byte, 8), payload...)
-		binary.BigEndian.PutUint16(l4[4:], uint16(len(l4)))
-	default:
-		return nil, fmt.Errorf("network is %q, want tcp or udp", r.Network)
+		return packet.NewUDP(r.Src, r.Dst, payload).Bytes(), nil
 	}
-	binary.BigEndian.PutUint16(l4, r.Src.Port())
-	binary.BigEndian.PutUint16(l4[2:], r.Dst.Port())
-	src, dst := r.Src.Addr().As4(), r.Dst.Addr().As4()
-	pseudo := append(append(append([]byte{}, src[:]...), dst[:]...), 0, proto, byte(len(l4)>>8), byte(len(l4)))
-	binary.BigEndian.PutUint16(l4[sum:], checksum(append(pseudo, l4...)))
-
-	ip := make([]byte, 20)
-	ip[0], ip[8], ip[9] = 4<<4|5, 64, proto
-	binary.BigEndian.PutUint16(ip[2:], uint16(20+len(l4)))
-	copy(ip[12:], src[:])
-	copy(ip[16:], dst[:])
-	binary.BigEndian.PutUint16(ip[10:], checksum(ip))
-	return append(ip, l4...), nil
+	return nil, fmt.Errorf("network is %q, want tcp or udp", r.Network)
 }
 
 // answer tells what an IPv4 packet from r.Dst to r.Src is, and gives "" for another packet.
@@ -126,25 +100,51 @@ func (r Raw) answer(b []byte) string {
 		return "udp"
 	case b[9] != unix.IPPROTO_TCP || r.Network != "tcp":
 		return ""
-	case l4[13]&tcpRST != 0:
+	case l4[13]&packet.RST != 0:
 		return "rst"
-	case l4[13]&(tcpSYN|tcpACK) == tcpSYN|tcpACK:
+	case l4[13]&(packet.SYN|packet.ACK) == packet.SYN|packet.ACK:
 		return "syn-ack"
 	}
 	return ""
 }
 
-// checksum is the one's complement sum of RFC 1071.
-func checksum(b []byte) uint16 {
-	var s uint32
-	for i := 0; i+1 < len(b); i += 2 {
-		s += uint32(binary.BigEndian.Uint16(b[i:]))
+func (m *methods) Send(s Send, out *bool) error {
+	*out = true
+	link, err := net.InterfaceByName(s.Link)
+	if err != nil {
+		return err
 	}
-	if len(b)%2 == 1 {
-		s += uint32(b[len(b)-1]) << 8
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("packet socket: %w", err)
 	}
-	for s>>16 != 0 {
-		s = s&0xffff + s>>16
+	defer unix.Close(fd)
+	// On one processor: what receives on another one might change their order.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var allowed, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &allowed); err != nil {
+		return fmt.Errorf("ask for processors: %w", err)
 	}
-	return ^uint16(s)
+	for i := 0; one.Count() == 0; i++ {
+		if allowed.IsSet(i) {
+			one.Set(i)
+		}
+	}
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		return fmt.Errorf("keep to a processor: %w", err)
+	}
+	defer unix.SchedSetaffinity(0, &allowed)
+	for _, f := range s.Frames {
+		to, err := net.ParseMAC(f.To)
+		if err != nil {
+			return err
+		}
+		b := append(append([]byte{}, to...), link.HardwareAddr...)
+		b = append(binary.BigEndian.AppendUint16(b, f.Type), f.Body...)
+		if err := unix.Sendto(fd, b, 0, &unix.SockaddrLinklayer{Ifindex: link.Index}); err != nil {
+			return fmt.Errorf("send frame: %w", err)
+		}
+	}
+	return nil
 }

@@ -1,0 +1,165 @@
+package netlab
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/agent"
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/istio"
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/vm"
+)
+
+// kubevirtModes are recordings of the rules of a VM that lists no ports.
+var kubevirtModes = map[string]string{"plain mode": "v1.9.0-noistio-noports-dual", "istio mode": "v1.9.0-istio-noports-dual"}
+
+// attackLab is a pod with a guest in a mode, complete.
+func attackLab(t *testing.T, mode plan.Mode, kubevirt string, guest *vm.VM) *Lab {
+	t.Helper()
+	l := newLab(t, Options{DualStack: true, Image: dataPlane(t), VM: guest})
+	p := handMade(mode)
+	switch mode {
+	case plan.Ambient:
+		p = ambientPlan()
+		startAmbient(t, l, NFT, istio.AmbientOptions{DualStack: true})
+	case plan.Native:
+		startIstio(t, l, "1.29.6", NFT, "--dual-stack", "--redirect-dns", "-k", Bridge)
+	default:
+		startIstio(t, l, "1.29.6", NFT, "--dual-stack", "--redirect-dns", "-c", Bridge)
+	}
+	startMeshVirt(t, l, p)
+	do(t, l.KubeVirt(t.Context(), kubevirt), l.StartGuest(t.Context()))
+	return l
+}
+
+// attackModes are all with a guest whose packets enter the pod.
+var attackModes = []plan.Mode{plan.Native, plan.Rules, plan.NATProxy, plan.TProxy, plan.Ambient}
+
+// TestAttacks makes every attempt of the table in every mode, and once more without the guard.
+func TestAttacks(t *testing.T) {
+	for _, mode := range attackModes {
+		for name, kubevirt := range kubevirtModes {
+			t.Run(string(mode)+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				attack(t, attackLab(t, mode, kubevirt, nil), mode)
+			})
+		}
+	}
+}
+
+// TestAttacksVirtualMachine has the real guest.
+func TestAttacksVirtualMachine(t *testing.T) {
+	t.Parallel()
+	attack(t, attackLab(t, plan.NATProxy, kubevirtModes["istio mode"], useVM(t)), plan.NATProxy)
+}
+
+func attack(t *testing.T, l *Lab, mode plan.Mode) {
+	t.Helper()
+	w := newWitness(t, l)
+	w.after(t.Context(), l, 30000) // neighbours are known from now on
+	before := routes(t, l)
+
+	want, got := map[string]string{}, w.attempts(t.Context(), l, mode, 1)
+	eachAttempt(mode, func(name string, k kind, a attempt) { want[name] = k.becomes.seen(a.v6) })
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("where attempts were seen (-want +got)\n%s", diff)
+	}
+	if diff := cmp.Diff(before, routes(t, l)); diff != "" {
+		t.Errorf("the pod's routes (-before +after)\n%s", diff)
+	}
+	if n := len(want); n < 40 {
+		t.Errorf("%d attempts, want at least 40", n)
+	}
+
+	// Nothing of what is lost may be lost for another reason than the guard's, but for those that are in vain.
+	dropGuard(t, l)
+	bare := w.attempts(t.Context(), l, mode, 2)
+	eachAttempt(mode, func(name string, k kind, a attempt) {
+		if k.becomes != lost {
+			return
+		}
+		if led := bare[name] != ""; led == (a.vain != "") {
+			t.Errorf("without the guard: %s: seen %q, in vain %q", name, bare[name], a.vain)
+		}
+	})
+}
+
+// eachAttempt calls f for what is made in a mode.
+func eachAttempt(mode plan.Mode, f func(name string, k kind, a attempt)) {
+	for _, k := range kinds() {
+		for _, a := range k.attempts {
+			if a.only == nil || slices.Contains(a.only, mode) {
+				f(k.what+": "+a.name, k, a)
+			}
+		}
+	}
+}
+
+// attempts makes all attempts and tells where each was seen.
+func (w *witness) attempts(ctx context.Context, l *Lab, mode plan.Mode, run int) map[string]string {
+	w.t.Helper()
+	asks4, asks6 := ask(w.t, l, PeerIP4), ask(w.t, l, PeerIP6)
+	names, tags := []string{}, map[string]string{}
+	var all []agent.Frame
+	eachAttempt(mode, func(name string, _ kind, a attempt) {
+		if _, twice := tags[name]; twice {
+			w.t.Errorf("two attempts are named %q", name)
+		}
+		i := len(names)
+		names, tags[name] = append(names, name), tag(run, i)
+		all = append(all, a.make(env{tag: tags[name], port: uint16(20000 + 2000*run + i), asks4: asks4, asks6: asks6})...)
+	})
+	w.after(ctx, l, 30000+run, all...)
+	seen := map[string]string{}
+	for _, name := range names {
+		seen[name] = w.where(tags[name])
+	}
+	return seen
+}
+
+// ask has a process of the pod ask the peer over UDP, so that an answer is expected, and gives its port.
+func ask(t *testing.T, l *Lab, peer netip.Addr) (port uint16) {
+	t.Helper()
+	do(t, l.pod.Do(func() error {
+		c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(at(peer, UDPPort)))
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { c.Close() })
+		port = c.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+		_, err = c.Write([]byte("?"))
+		return err
+	}))
+	return port
+}
+
+// dropGuard empties the guard's chains.
+func dropGuard(t *testing.T, l *Lab) {
+	t.Helper()
+	for _, chain := range []string{"guard_addresses", "guard_pod"} {
+		_, err := l.RunInPod(t.Context(), "", "nft", "flush", "chain", "inet", "meshvirt", chain)
+		do(t, err)
+	}
+}
+
+// routes are the pod's, but for those that come with addresses.
+func routes(t *testing.T, l *Lab) string {
+	t.Helper()
+	var all strings.Builder
+	for _, family := range []string{"-4", "-6"} {
+		s, err := l.RunInPod(t.Context(), "", "ip", family, "route", "show", "table", "all")
+		do(t, err)
+		for line := range strings.Lines(s) {
+			if !strings.Contains(line, "proto kernel") {
+				all.WriteString(line)
+			}
+		}
+	}
+	return all.String()
+}
