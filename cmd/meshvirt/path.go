@@ -238,9 +238,9 @@ func (d *drawing) others() {
 	if !d.ipv6 && d.Mode != plan.Native {
 		d.flow("IPv6", "the mesh does not serve it here: TCP over IPv6 that no line above takes is KubeVirt's, past the mesh")
 	}
-	d.flow("guard", "guest -> 127.0.0.0/8, ::1, ::6, or from there")
+	d.flow("guard", "guest -> 127.0.0.0/8, ::1, ::6, or from an address that is not its own")
 	d.at(d.bridge, "prerouting -301", "drop")
-	d.then("guest -> the gateway (but DHCP), the mesh's own ports in the pod, UDP of the pod")
+	d.then("guest -> the gateway (but DHCP, ICMP), the mesh's own ports in the pod, anything but TCP and ICMP of the pod")
 	d.at(d.bridge, "prerouting -151", "drop what is new")
 }
 

@@ -51,6 +51,12 @@ func TestAttacks(t *testing.T) {
 			})
 		}
 	}
+	t.Run("rules/without bridge netfilter", func(t *testing.T) {
+		t.Parallel()
+		l := attackLab(t, plan.Rules, kubevirtModes["plain mode"], nil)
+		do(t, l.Namespace().Sysctl("bridge/bridge-nf-call-iptables", "0"), l.Namespace().Sysctl("bridge/bridge-nf-call-ip6tables", "0"))
+		attack(t, l, plan.Rules)
+	})
 }
 
 // TestAttacksVirtualMachine has the real guest.
@@ -73,6 +79,7 @@ func attack(t *testing.T, l *Lab, mode plan.Mode) {
 	if diff := cmp.Diff(before, routes(t, l)); diff != "" {
 		t.Errorf("the pod's routes (-before +after)\n%s", diff)
 	}
+	serves(t, l)
 	if n := len(want); n < 40 {
 		t.Errorf("%d attempts, want at least 40", n)
 	}
@@ -162,4 +169,36 @@ func routes(t *testing.T, l *Lab) string {
 		}
 	}
 	return all.String()
+}
+
+// TestLinkLocal has a service of the node's that is at a link-local address, as clouds' metadata is. A guest
+// without a mesh reaches it, as the pod does; with one it goes as the mesh has it, and never past the mesh.
+// The relay refuses it.
+func TestLinkLocal(t *testing.T) {
+	tcp := Flow{Name: "metadata", From: Guest, Network: "tcp", To: at(metadata, HTTPPort), Kind: agent.Echo}
+	udp := Flow{Name: "metadata over UDP", From: Guest, Network: "udp", To: at(metadata, UDPPort)}
+	const past = "ok saw 10.244.1.17"
+	for mode, want := range map[plan.Mode]string{
+		plan.Off: past, plan.Native: "ok outbound saw 10.244.1.17", plan.Rules: "ok outbound saw 10.244.1.17",
+		plan.NATProxy: "fails", plan.TProxy: "fails", plan.Ambient: "ok outbound saw 10.244.1.17",
+	} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			var l *Lab
+			if mode == plan.Off {
+				l = newLab(t, Options{DualStack: true})
+				do(t, l.KubeVirt(t.Context(), kubevirtModes["plain mode"]), l.StartGuest(t.Context()))
+			} else {
+				l = attackLab(t, mode, kubevirtModes["plain mode"], nil)
+			}
+			do(t, l.peer.Do(func() error { return configure("lo", []string{metadata.String() + "/32"}, nil) }),
+				l.node.Do(func() error { return configure("peer", nil, []string{metadata.String() + "/32 " + PeerIP4.String()}) }),
+				l.Peer.Listen(t.Context(), agent.Listen{Network: "udp", Addr: udp.To, Kind: agent.Echo}))
+			for f, want := range map[Flow]string{tcp: want, udp: past} {
+				if r := l.Check(t.Context(), f); r.Outcome() != want {
+					t.Errorf("%s: outcome %q, want %q", r, r.Outcome(), want)
+				}
+			}
+		})
+	}
 }
