@@ -26,9 +26,9 @@ type kind struct {
 type fate string
 
 const (
-	lost     fate = "nothing in the pod sees it, and nothing leaves the pod"
-	leaves   fate = "leaves the pod, from the pod's own address"
-	enters   fate = "goes into the mesh, as from any container"
+	lost     fate = "dropped" // nothing in the pod sees it, and nothing leaves the pod
+	leaves   fate = "leaves the pod, from the pod's address"
+	enters   fate = "goes into the mesh, or to the relay"
 	answered fate = "the pod's kernel answers or ignores it"
 	served   fate = "KubeVirt's DHCP server answers it"
 )
@@ -75,7 +75,7 @@ const (
 	noForward = "the kernel forwards no such source"
 
 	outsideLoopback = "the kernel takes ::1 from nowhere but its loopback device"
-	noRedirect      = "the kernel redirects nothing that is for ::6; what is excluded from redirection is a row of pkg/rules' TestGuardPaths"
+	noRedirect      = "the kernel redirects nothing that is for ::6 (what is excluded from redirection is in pkg/rules, TestGuardPaths)"
 	shortHeader     = "the kernel wants the whole header in the first fragment"
 )
 
@@ -256,9 +256,9 @@ func kinds() []kind {
 		{"UDP answers in the name of a server that a process of the pod asks", "forged DNS answers, for one", lost, answers()},
 		{"ICMP errors about connections of the pod's processes", "they end over UDP", lost, errorsOfOthers()},
 
-		{"TCP to link-local destinations, such as 169.254.169.254", "the node's services", enters, each([]string{"tcp"}, nobody, []netip.Addr{metadata}, 80)},
-		{"UDP and ICMP to such", "as without a mesh", leaves, each([]string{"udp", "icmp"}, nobody, []netip.Addr{metadata}, 80)},
-		{"TCP to the pod's address, other ports", "a service may lead the guest back to itself", enters, each([]string{"tcp"}, nobody, pod, 80, 8080)},
+		{"TCP to link-local destinations, such as 169.254.169.254", "services of the node's; the relay refuses them", enters, each([]string{"tcp"}, nobody, []netip.Addr{metadata}, 80)},
+		{"UDP and ICMP to link-local destinations", "as without a mesh", leaves, each([]string{"udp", "icmp"}, nobody, []netip.Addr{metadata}, 80)},
+		{"TCP to other ports of the pod's address", "a service may lead the guest back to itself", enters, each([]string{"tcp"}, nobody, pod, 80, 8080)},
 		{"TCP to anywhere else", "what the mesh is for", enters, each([]string{"tcp"}, nobody, []netip.Addr{PeerIP4, PeerIP6}, 80, 15021)},
 		{"UDP and ICMP to anywhere else", "no mesh takes them", leaves, each([]string{"udp", "icmp"}, nobody, []netip.Addr{PeerIP4, PeerIP6}, 9998)},
 		{"DNS to the pod and the gateway, where the mesh takes all DNS", "the mesh answers in their place", enters, only([]plan.Mode{plan.Ambient}, each([]string{"udp"}, nobody, []netip.Addr{PodIP4, BridgeIP4}, 53)...)},
