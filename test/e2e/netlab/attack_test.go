@@ -41,13 +41,13 @@ func attackLab(t *testing.T, mode plan.Mode, kubevirt string, guest *vm.VM) *Lab
 // attackModes are all with a guest whose packets enter the pod.
 var attackModes = []plan.Mode{plan.Native, plan.Rules, plan.NATProxy, plan.TProxy, plan.Ambient}
 
-// TestAttacks makes every attempt of the table in every mode, and once more without the guard.
+// TestAttacks makes every attempt of the table, and every call, in every mode, and once more without the guard.
 func TestAttacks(t *testing.T) {
 	for _, mode := range attackModes {
 		for name, kubevirt := range kubevirtModes {
 			t.Run(string(mode)+"/"+name, func(t *testing.T) {
 				t.Parallel()
-				attack(t, attackLab(t, mode, kubevirt, nil), mode)
+				attack(t, attackLab(t, mode, kubevirt, nil), mode, name)
 			})
 		}
 	}
@@ -55,17 +55,17 @@ func TestAttacks(t *testing.T) {
 		t.Parallel()
 		l := attackLab(t, plan.Rules, kubevirtModes["plain mode"], nil)
 		do(t, l.Namespace().Sysctl("bridge/bridge-nf-call-iptables", "0"), l.Namespace().Sysctl("bridge/bridge-nf-call-ip6tables", "0"))
-		attack(t, l, plan.Rules)
+		attack(t, l, plan.Rules, "plain mode")
 	})
 }
 
 // TestAttacksVirtualMachine has the real guest.
 func TestAttacksVirtualMachine(t *testing.T) {
 	t.Parallel()
-	attack(t, attackLab(t, plan.NATProxy, kubevirtModes["istio mode"], useVM(t)), plan.NATProxy)
+	attack(t, attackLab(t, plan.NATProxy, kubevirtModes["istio mode"], useVM(t)), plan.NATProxy, "istio mode")
 }
 
-func attack(t *testing.T, l *Lab, mode plan.Mode) {
+func attack(t *testing.T, l *Lab, mode plan.Mode, kubevirt string) {
 	t.Helper()
 	w := newWitness(t, l)
 	w.after(t.Context(), l, 30000) // neighbours are known from now on
@@ -78,6 +78,13 @@ func attack(t *testing.T, l *Lab, mode plan.Mode) {
 	}
 	if diff := cmp.Diff(before, routes(t, l)); diff != "" {
 		t.Errorf("the pod's routes (-before +after)\n%s", diff)
+	}
+	var dial map[netip.AddrPort]netip.AddrPort
+	if l.guest != nil { // a machine has no programs that could disguise
+		dial = disguise(t, l, calls(mode))
+		if answered, asked := converse(t, l, dial); len(answered)+len(asked) > 0 {
+			t.Errorf("answered: %v; the mesh's proxy was asked as: %v; want nobody", answered, asked)
+		}
 	}
 	serves(t, l)
 	if n := len(want); n < 40 {
@@ -95,6 +102,14 @@ func attack(t *testing.T, l *Lab, mode plan.Mode) {
 			t.Errorf("without the guard: %s: seen %q, in vain %q", name, bare[name], a.vain)
 		}
 	})
+	if l.guest == nil {
+		return
+	}
+	for _, want := range answersBare(mode, kubevirt) {
+		if d, err := call(t, l, dial[netip.MustParseAddrPort(want)], answerTimeout); err != nil || !d.OK {
+			t.Errorf("without the guard: %s is not answered: %s, %v", want, d.Err, err)
+		}
+	}
 }
 
 // eachAttempt calls f for what is made in a mode.

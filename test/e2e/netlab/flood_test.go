@@ -132,16 +132,17 @@ func descriptors(t *testing.T, pid int) int {
 	return len(all)
 }
 
-// wantDescriptors waits until the process has so many: connections end a little after their clients see it.
+// wantDescriptors waits until the process has about so many: others that ask it come and go.
 func wantDescriptors(t *testing.T, pid, want int, when string) {
 	t.Helper()
+	const others = 8
 	var got int
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if got = descriptors(t, pid); got == want {
+		if got = descriptors(t, pid); want-others <= got && got <= want+others {
 			return
 		}
 	}
-	t.Errorf("%s: the relay has %d descriptors, want %d", when, got, want)
+	t.Errorf("%s: the relay has %d descriptors, want %d and at most %d more or less", when, got, want, others)
 }
 
 // resident is a process's memory in bytes.

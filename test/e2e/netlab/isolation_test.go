@@ -23,13 +23,13 @@ func TestAttacksAreDocumented(t *testing.T) {
 	file := filepath.Join(root, "docs/isolation.md")
 	b, err := os.ReadFile(file)
 	do(t, err)
-	const start, end = "<!-- made from the code by make golden -->\n", "<!-- end -->\n"
-	before, rest, _ := strings.Cut(string(b), start)
+	const begin, end = "<!-- attempts: made from test/e2e/netlab by make golden -->\n", "<!-- end of attempts -->\n"
+	before, rest, _ := strings.Cut(string(b), begin)
 	_, after, found := strings.Cut(rest, end)
 	if !found {
-		t.Fatalf("docs/isolation.md: want the lines %q and %q", start, end)
+		t.Fatalf("docs/isolation.md: want the lines %q and %q", begin, end)
 	}
-	want := before + start + table() + end + after
+	want := before + begin + table() + end + after
 	if *update {
 		do(t, os.WriteFile(file, []byte(want), 0o644))
 		return
