@@ -68,7 +68,7 @@ func TestAttacksVirtualMachine(t *testing.T) {
 func attack(t *testing.T, l *Lab, mode plan.Mode, kubevirt string) {
 	t.Helper()
 	w := newWitness(t, l)
-	w.after(t.Context(), l, 30000) // neighbours are known from now on
+	w.after(t.Context(), l, 60000) // neighbours are known from now on
 	before := routes(t, l)
 
 	want, got := map[string]string{}, w.attempts(t.Context(), l, mode, 1)
@@ -123,6 +123,9 @@ func eachAttempt(mode plan.Mode, f func(name string, k kind, a attempt)) {
 	}
 }
 
+// maxAttempts is room for one run's ports.
+const maxAttempts = 1000
+
 // attempts makes all attempts and tells where each was seen.
 func (w *witness) attempts(ctx context.Context, l *Lab, mode plan.Mode, run int) map[string]string {
 	w.t.Helper()
@@ -135,9 +138,13 @@ func (w *witness) attempts(ctx context.Context, l *Lab, mode plan.Mode, run int)
 		}
 		i := len(names)
 		names, tags[name] = append(names, name), tag(run, i)
-		all = append(all, a.make(env{tag: tags[name], port: uint16(20000 + 2000*run + i), asks4: asks4, asks6: asks6})...)
+		// Ports of their own: what belongs to a connection of an earlier run would pass.
+		all = append(all, a.make(env{tag: tags[name], port: uint16(20000 + maxAttempts*run + i), asks4: asks4, asks6: asks6})...)
 	})
-	w.after(ctx, l, 30000+run, all...)
+	if len(names) > maxAttempts {
+		w.t.Fatalf("%d attempts, want %d at most", len(names), maxAttempts)
+	}
+	w.after(ctx, l, 60000+run, all...)
 	seen := map[string]string{}
 	for _, name := range names {
 		seen[name] = w.where(tags[name])
@@ -184,6 +191,52 @@ func routes(t *testing.T, l *Lab) string {
 		}
 	}
 	return all.String()
+}
+
+// TestGuardNeeds deletes one rule of the guard after the other, and some attempt shows it every time. The
+// rules for captured DNS matter where the mesh takes all of it, as an ambient one does.
+func TestGuardNeeds(t *testing.T) {
+	t.Parallel()
+	l := attackLab(t, plan.Ambient, kubevirtModes["plain mode"], nil)
+	w := newWitness(t, l)
+	w.after(t.Context(), l, 60000)
+	want := w.attempts(t.Context(), l, plan.Ambient, 1)
+	nft := func(input string, args ...string) string {
+		t.Helper()
+		s, err := l.RunInPod(t.Context(), input, append([]string{"nft"}, args...)...)
+		do(t, err)
+		return s
+	}
+	whole := nft("", "list", "table", "inet", "meshvirt")
+	rules := guardRules(nft("", "-a", "list", "table", "inet", "meshvirt"))
+	if len(rules) < 15 {
+		t.Fatalf("the guard has rules %v, want at least 15", rules)
+	}
+	for i := range rules {
+		r := guardRules(nft("", "-a", "list", "table", "inet", "meshvirt"))[i]
+		nft("", "delete", "rule", "inet", "meshvirt", r.chain, "handle", r.handle)
+		if diff := cmp.Diff(want, w.attempts(t.Context(), l, plan.Ambient, 2+i)); diff == "" {
+			t.Errorf("no attempt needs the rule in chain %s: %s", r.chain, r.text)
+		}
+		nft("delete table inet meshvirt\n"+whole, "-f", "-")
+	}
+}
+
+type guardRule struct{ chain, handle, text string }
+
+// guardRules finds the guard's in a listing with handles.
+func guardRules(listing string) (all []guardRule) {
+	chain := ""
+	for line := range strings.Lines(listing) {
+		text, handle, _ := strings.Cut(strings.TrimSpace(line), " # handle ")
+		if name, ok := strings.CutPrefix(text, "chain "); ok {
+			chain = strings.TrimSuffix(name, " {")
+		}
+		if slices.Contains([]string{"guard_addresses", "guard_pod", "guest_to_pod"}, chain) && strings.Contains(text, " comment ") {
+			all = append(all, guardRule{chain, handle, text})
+		}
+	}
+	return all
 }
 
 // TestLinkLocal has a service of the node's that is at a link-local address, as clouds' metadata is. A guest

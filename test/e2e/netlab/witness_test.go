@@ -157,16 +157,13 @@ func (w *witness) where(tag string) string {
 	return strings.Join(slices.Sorted(maps.Keys(w.seen[tag])), ", ")
 }
 
-// sentinels are packets that reach the pod and the outside in every lab. They are on their way behind the
-// frames of an attempt, so that once they were seen, these had their chance.
-func sentinels(src int) []packet.IP {
+// sentinels are packets that leave the pod in every lab. They are on their way behind the frames of an
+// attempt, so that once they were seen, these had their chance.
+func sentinels(number int) []packet.IP {
 	udp := func(from, to netip.Addr) packet.IP {
-		return packet.NewUDP(at(from, uint16(src)), at(to, UDPPort), []byte(tag(src, 0)))
+		return packet.NewUDP(at(from, uint16(number)), at(to, UDPPort), []byte(tag(number, 0)))
 	}
-	return []packet.IP{
-		echo(GuestIP4, BridgeIP4, uint16(src), tag(src, 1)), udp(GuestIP4, PeerIP4),
-		echo(GuestIP6, BridgeIP6, uint16(src), tag(src, 3)), udp(GuestIP6, PeerIP6),
-	}
+	return []packet.IP{udp(GuestIP4, PeerIP4), udp(GuestIP6, PeerIP6)}
 }
 
 // after sends frames and then sentinels, and returns once the witness has seen these. Each call wants
@@ -180,11 +177,12 @@ func (w *witness) after(ctx context.Context, l *Lab, number int, frames ...agent
 	deadline := time.Now().Add(10 * time.Second)
 	for {
 		w.read()
-		if len(w.seen[tag(number, 0)]) == 2 && w.seen[tag(number, 1)]["pod"] && w.seen[tag(number, 3)]["pod"] {
+		if len(w.seen[tag(number, 0)]) == 2 {
+			w.read() // what was heard in the pod meanwhile
 			return
 		}
 		if time.Now().After(deadline) {
-			w.t.Fatalf("packets that must always pass did not: %v %v %v", w.seen[tag(number, 0)], w.seen[tag(number, 1)], w.seen[tag(number, 3)])
+			w.t.Fatalf("packets that must always pass did not: seen %q", w.where(tag(number, 0)))
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
