@@ -25,7 +25,7 @@ func calls(mode plan.Mode) (all []netip.AddrPort) {
 	}
 	for _, a := range []netip.Addr{BridgeIP4, BridgeIP6, PodIP4, PodIP6} {
 		ports := istioPorts
-		if slices.Contains(relayModes, mode) {
+		if slices.Contains(relaying, mode) {
 			ports = append(slices.Clone(ports), relayPorts...)
 		}
 		for _, port := range ports {

@@ -26,7 +26,7 @@ const (
 // TestFlood has the guest open connections without end. The relay stays up, serves others all the time,
 // holds no descriptor for what is half open and two for what is idle, and gives all back.
 func TestFlood(t *testing.T) {
-	for _, mode := range relayModes {
+	for _, mode := range relaying {
 		t.Run(string(mode), func(t *testing.T) {
 			t.Parallel()
 			l := attackLab(t, mode, kubevirtModes["istio mode"], nil)
