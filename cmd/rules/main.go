@@ -17,6 +17,7 @@ import (
 	"syscall"
 
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/resolv"
 	"github.com/meshvirt/meshvirt/pkg/rules"
 )
 
@@ -55,7 +56,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	} else if needed && !*dry {
 		return watch(ctx, p, out)
 	}
-	pod, err := rules.Observe(rules.ResolvConf)
+	pod, err := rules.Observe(resolv.Conf)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/net/netutil"
 
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/resolv"
 	"github.com/meshvirt/meshvirt/pkg/rules"
 )
 
@@ -36,7 +37,7 @@ func watch(ctx context.Context, p plan.Plan, out io.Writer) error {
 		defer cancel() // who cannot be asked must not stay
 		served <- server.Serve(netutil.LimitListener(status, statusConnections))
 	}()
-	rules.Keep(ctx, p, rules.ResolvConf, func(w rules.Written) {
+	rules.Keep(ctx, p, resolv.Conf, func(w rules.Written) {
 		s.set(w.Err)
 		if w.Err != nil {
 			fmt.Fprintf(out, "%s: %v; next attempt follows\n", name, w.Err)

@@ -157,7 +157,10 @@ type Inbound struct {
 	IncludePorts []uint16 `json:"includePorts,omitempty"`
 }
 
-// Proxy configures cmd/proxy. All its ports are on the pod's addresses, and refused as destinations.
+// MaxNameservers is the number of the pod's nameservers that count, as for resolvers (resolv.conf(5)).
+const MaxNameservers = 3
+
+// Proxy configures cmd/proxy. All its ports are on the pod's addresses, and those of TCP refused as destinations.
 type Proxy struct {
 	// UID is the user that the proxy runs as: never the mesh's, whose traffic skips redirection. It is
 	// root in mode TProxy, whose listener takes a capability, and in no other.

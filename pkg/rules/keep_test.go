@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/resolv"
 )
 
 // A keeper is Keep at work in a namespace.
@@ -34,7 +35,7 @@ func startKeep(t *testing.T, capable bool) keeper {
 			}
 			p := examplePlan(plan.TProxy)
 			p.Mesh.DualStack = true
-			Keep(ctx, p, ResolvConf, func(w Written) { k.reports <- w })
+			Keep(ctx, p, resolv.Conf, func(w Written) { k.reports <- w })
 			return nil
 		})
 	}()

@@ -1,31 +1,14 @@
 package rules
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-
-	"net/netip"
 )
-
-func TestNameservers(t *testing.T) {
-	tests := map[string][]netip.Addr{
-		"": nil,
-		"search a.svc b\nnameserver 10.96.0.10\noptions ndots:5\n":                      addrs("10.96.0.10"),
-		"nameserver\t10.96.0.10 \r\n nameserver fd00:10:96::a\nnameserver fe80::1%eth0": addrs("10.96.0.10", "fd00:10:96::a", "fe80::1"),
-		"#nameserver 1.1.1.1\n; nameserver 1.1.1.1\nnameserver\nnameserver x\n":         nil,
-		"nameserver ::ffff:10.96.0.10":                                                  addrs("10.96.0.10"),
-		"nameserver 1.2.3.4 # comment":                                                  addrs("1.2.3.4"),
-	}
-	for conf, want := range tests {
-		if diff := cmp.Diff(want, nameservers(conf), cmpopts.EquateComparable(netip.Addr{})); diff != "" {
-			t.Errorf("%q (-want +got):\n%s", conf, diff)
-		}
-	}
-}
 
 func TestObserve(t *testing.T) {
 	dir := t.TempDir()
