@@ -124,6 +124,17 @@ func BindNoPort(fd int) error {
 	return set(fd, "IP_BIND_ADDRESS_NO_PORT", unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
 }
 
+// PacketInfo makes every datagram bring a control message with the address that it was sent to and the
+// interface that it came in by (IP_PKTINFO, IPV6_RECVPKTINFO). The same message, sent along with the
+// answer, gives it that address as its source and that interface as its way. v6 says that the socket is
+// an AF_INET6 one, which tells so of IPv4 datagrams as well. No capability, and no error to expect.
+func PacketInfo(fd int, v6 bool) error {
+	if v6 {
+		return set(fd, "IPV6_RECVPKTINFO", unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1)
+	}
+	return set(fd, "IP_PKTINFO", unix.SOL_IP, unix.IP_PKTINFO, 1)
+}
+
 func set(fd int, name string, level, option, value int) error {
 	if err := unix.SetsockoptInt(fd, level, option, value); err != nil {
 		return fmt.Errorf("setsockopt %s = %d: %w", name, value, err)
