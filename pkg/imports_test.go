@@ -16,7 +16,7 @@ var arrows = []struct {
 	reason string
 }{
 	{
-		[]string{"pkg/plan", "pkg/rules", "pkg/proxy", "pkg/sockopt", "cmd/rules", "cmd/proxy"},
+		[]string{"pkg/plan", "pkg/rules", "pkg/resolv", "pkg/dns", "pkg/proxy", "pkg/sockopt", "cmd/rules", "cmd/proxy"},
 		[]string{"k8s.io", "sigs.k8s.io"},
 		"the data plane runs beside every VM: it must stay small, and needs nothing of Kubernetes",
 	},
@@ -27,7 +27,7 @@ var arrows = []struct {
 	},
 	{
 		[]string{"pkg/annotations", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/admit", "cmd/webhook"},
-		[]string{module + "pkg/rules", module + "pkg/proxy", module + "pkg/sockopt", "github.com/google/nftables", "github.com/vishvananda/netlink"},
+		[]string{module + "pkg/rules", module + "pkg/resolv", module + "pkg/dns", module + "pkg/proxy", module + "pkg/sockopt", "github.com/google/nftables", "github.com/vishvananda/netlink"},
 		"the webhook decides and the data plane acts; pkg/plan is all that they share",
 	},
 	{
@@ -41,9 +41,19 @@ var arrows = []struct {
 		"templates build containers and make no decisions",
 	},
 	{
-		[]string{"pkg/sockopt"},
+		[]string{"pkg/sockopt", "pkg/dns"},
 		[]string{module + "pkg/plan"},
-		"socket options know nothing of meshes",
+		"socket options and datagrams know nothing of meshes",
+	},
+	{
+		[]string{"pkg/rules", "cmd/rules"},
+		[]string{module + "pkg/proxy", module + "pkg/dns", "github.com/prometheus"},
+		"who writes rules handles no byte of the guest's",
+	},
+	{
+		[]string{"pkg/proxy", "pkg/dns", "cmd/proxy"},
+		[]string{module + "pkg/rules", "github.com/google/nftables"},
+		"who handles the guest's bytes writes no rules",
 	},
 	{
 		[]string{"cmd/webhook", "cmd/rules", "cmd/proxy", "cmd/meshvirt"},

@@ -225,12 +225,25 @@ func (d *drawing) dns() {
 		d.flow("DNS", "guest -> server: as other UDP and TCP, no rule brings it to the mesh's DNS proxy in this mode")
 		d.at(d.bridge, "prerouting -301", "one zone for query and answer, in spite of the mesh's zones")
 		return
-	case d.Mesh.DNS.All:
-		d.flow("DNS", "guest -> any server, UDP and TCP port 53, over IPv4")
-	default:
-		d.flow("DNS", "guest -> the pod's nameservers, UDP and TCP port 53, over IPv4")
 	}
-	d.at(d.bridge, prerouting, "dnat to 127.0.0.1:%d, the mesh's DNS proxy, which answers", d.Mesh.DNS.Port)
+	to := "the pod's nameservers"
+	if d.Mesh.DNS.All {
+		to = "any server"
+	}
+	if d.Proxy == nil {
+		d.flow("DNS", "guest -> %s, UDP and TCP port 53, over IPv4", to)
+		d.at(d.bridge, prerouting, "dnat to 127.0.0.1:%d, the mesh's DNS proxy, which answers", d.Mesh.DNS.Port)
+		return
+	}
+	if d.Proxy.DNSPort == 0 {
+		d.flow("DNS", "guest -> %s, TCP port 53: as egress, whatever is excluded; UDP is not captured", to)
+		return
+	}
+	d.flow("DNS", "guest -> %s, UDP port 53", to)
+	d.at(d.bridge, prerouting, "redirect to :%d for the first nameserver, the next ports for the others", d.Proxy.DNSPort)
+	d.then("meshvirt-proxy (uid %d) asks the nameserver from the pod", d.Proxy.UID)
+	d.at("", meshOutput, "the mesh's redirect to :%d, the mesh's DNS proxy, which answers; IPv6 if the mesh serves it", d.Mesh.DNS.Port)
+	d.then("TCP port 53: as egress, whatever is excluded")
 }
 
 // others are the flows that are alike in every mode.

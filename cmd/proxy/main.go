@@ -1,6 +1,6 @@
 // Command proxy is the relay of the modes nat-proxy and tproxy: a native sidecar of the virtual
-// machine's pod that needs no file and no argument, and no capability but, in mode tproxy, NET_RAW,
-// which it gives up once it listens. It does what the plan in its environment says.
+// machine's pod that needs no argument, no file but /etc/resolv.conf, and no capability but, in mode tproxy,
+// NET_RAW, which it gives up once it listens. It does what the plan in its environment says.
 package main
 
 import (
@@ -20,6 +20,7 @@ import (
 
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/proxy"
+	"github.com/meshvirt/meshvirt/pkg/resolv"
 )
 
 // statusConnections bounds the status server, which the pod's network can reach, so that it stays
@@ -48,6 +49,10 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if p.Proxy == nil {
 		return fmt.Errorf("the plan's mode is %q: want %q or %q, or a pod without this container", p.Mode, plan.NATProxy, plan.TProxy)
 	}
+	nameservers, err := resolv.Nameservers(resolv.Conf)
+	if err != nil {
+		return err
+	}
 	log := slog.New(slog.NewJSONHandler(out, nil))
 	status, err := net.Listen("tcp", fmt.Sprintf(":%d", p.Proxy.StatusPort))
 	if err != nil {
@@ -60,6 +65,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		StatusPort:   p.Proxy.StatusPort,
 		GuestIPv4:    p.Guest.IPv4,
 		GuestIPv6:    p.Guest.IPv6,
+		DNSPort:      p.Proxy.DNSPort,
+		Nameservers:  nameservers,
+		Interfaces:   p.Interfaces,
 		Drain:        time.Duration(p.Proxy.DrainSeconds) * time.Second,
 		Transparent:  p.Mode == plan.TProxy,
 		Log:          log,
@@ -88,7 +96,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		served <- server.Serve(netutil.LimitListener(status, statusConnections))
 	}()
 	log.Info("relaying", "release", plan.Release, "outboundPort", p.Proxy.OutboundPort, "inboundPort", p.Proxy.InboundPort,
-		"statusPort", p.Proxy.StatusPort, "guestIPv4", p.Guest.IPv4, "guestIPv6", p.Guest.IPv6)
+		"statusPort", p.Proxy.StatusPort, "dnsPort", p.Proxy.DNSPort, "nameservers", nameservers, "guestIPv4", p.Guest.IPv4, "guestIPv6", p.Guest.IPv6)
 
 	err = relay.Run(ctx)
 	server.Close()

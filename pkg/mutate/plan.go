@@ -18,6 +18,7 @@ const (
 	proxyOutboundPort = 15101
 	proxyInboundPort  = 15106
 	proxyStatusPort   = 15120
+	proxyDNSPort      = 15153 // to 15155, one for each nameserver
 	watchPort         = 15121
 )
 
@@ -85,6 +86,9 @@ func makePlan(pod *corev1.Pod, s *state) Reason {
 			StatusPort:   proxyStatusPort,
 			DrainSeconds: drain(pod),
 		}
+	}
+	if s.proxy && c.DNS != nil {
+		p.Proxy.DNSPort = proxyDNSPort
 	}
 	if p.Mode == plan.TProxy {
 		p.WatchPort = watchPort

@@ -4,7 +4,7 @@
 //
 // A plan holds decisions, not hints: what it says is what the data plane does. The few facts that
 // only the running pod knows (does the mesh serve IPv6 here, which DNS servers has it) are observed
-// by cmd/rules and are named where they matter.
+// by cmd/rules and cmd/proxy and are named where they matter.
 package plan
 
 import (
@@ -170,6 +170,10 @@ type Proxy struct {
 	OutboundPort uint16 `json:"outboundPort"`
 	InboundPort  uint16 `json:"inboundPort"`
 	StatusPort   uint16 `json:"statusPort"`
+	// DNSPort takes the guest's DNS queries over UDP to the first of the pod's nameservers, and the next ports
+	// those to its others (MaxNameservers at most): they are asked again from inside the pod, where the mesh
+	// captures them. Zero means that nothing takes them, as when Mesh.DNS is nil.
+	DNSPort uint16 `json:"dnsPort,omitempty"`
 	// DrainSeconds bounds how long open connections may go on after SIGTERM. Zero cuts them at once.
 	DrainSeconds int64 `json:"drainSeconds"`
 }

@@ -27,6 +27,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/meshvirt/meshvirt/pkg/dns"
 )
 
 // Config says what to relay. The ports and addresses are those of plan.Proxy and plan.Guest.
@@ -40,6 +42,13 @@ type Config struct {
 	// GuestIPv4 and GuestIPv6 are the guest's addresses. Inbound connections of a family in which
 	// the guest has none are refused.
 	GuestIPv4, GuestIPv6 netip.Addr
+	// DNSPort takes the guest's DNS queries over UDP to the first of Nameservers, the next ports those to
+	// the others. Zero means that they are not forwarded.
+	DNSPort uint16
+	// Nameservers are those of the pod. The guest may connect to their port 53 even if they are link-local.
+	Nameservers []netip.Addr
+	// Interfaces are the names of those by which the guest's queries come in. None means any.
+	Interfaces []string
 	// Drain bounds how long open connections may go on once Run's context is done. Zero or less cuts
 	// them at once.
 	Drain time.Duration
@@ -71,6 +80,7 @@ type Proxy struct {
 	policy  policy
 	metrics *metrics
 	loops   []*loop
+	dns     *dns.Forwarder // nil if there is nothing to forward
 	state   atomic.Int32
 }
 
@@ -83,7 +93,7 @@ func New(cfg Config) (_ *Proxy, err error) {
 		cfg.Log = slog.Default()
 	}
 	cfg.Loops = max(cfg.Loops, 1)
-	limit, err := flowLimit(cfg.Loops)
+	limit, clients, err := shares(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -93,10 +103,21 @@ func New(cfg Config) (_ *Proxy, err error) {
 	}
 	p := &Proxy{cfg: cfg, local: local, policy: policy{
 		guest4: cfg.GuestIPv4, guest6: cfg.GuestIPv6,
-		own:  [...]uint16{cfg.OutboundPort, cfg.InboundPort, cfg.StatusPort},
-		bind: local.bind,
+		own:         [...]uint16{cfg.OutboundPort, cfg.InboundPort, cfg.StatusPort},
+		nameservers: cfg.Nameservers,
+		bind:        local.bind,
 	}}
 	p.metrics = newMetrics(p.lag)
+	if cfg.forwards() {
+		p.dns, err = dns.New(dns.Config{
+			Port: cfg.DNSPort, Servers: cfg.Nameservers, Clients: clients,
+			Guest: []netip.Addr{cfg.GuestIPv4, cfg.GuestIPv6}, Interfaces: cfg.Interfaces, Metrics: p.metrics.registry,
+		})
+		if err != nil {
+			p.close()
+			return nil, err
+		}
+	}
 	for range cfg.Loops {
 		l, err := newLoop(p, limit)
 		if err != nil {
@@ -108,36 +129,55 @@ func New(cfg Config) (_ *Proxy, err error) {
 	return p, nil
 }
 
-// flowLimit is the number of flows for which one of n loops has descriptors.
-func flowLimit(n int) (int, error) {
+// forwards reports whether there are DNS queries to forward.
+func (c Config) forwards() bool { return c.DNSPort != 0 && len(c.Nameservers) > 0 }
+
+// shares divides the descriptors: the number of flows that each loop has some for, and of DNS clients.
+// DNS gets no more than an eighth.
+func shares(cfg Config) (flows, clients int, err error) {
 	var files unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
-		return 0, fmt.Errorf("read RLIMIT_NOFILE: %w", err)
+		return 0, 0, fmt.Errorf("read RLIMIT_NOFILE: %w", err)
 	}
-	free := int(min(files.Cur, 1<<30))/n - reservedFiles/n - loopFiles
-	if free < 2 {
-		return 0, fmt.Errorf("RLIMIT_NOFILE is %d, want more than %d", files.Cur, reservedFiles+n*(loopFiles+2))
+	all, reserved := int(min(files.Cur, 1<<30)), reservedFiles
+	if cfg.forwards() {
+		clients = max(min(dns.MaxClients, all/8), 1)
+		reserved += dns.Descriptors(len(cfg.Nameservers), clients)
 	}
-	return free / 2, nil
+	n := cfg.Loops
+	flows = ((all-reserved)/n - loopFiles) / 2
+	if flows < 1 {
+		return 0, 0, fmt.Errorf("RLIMIT_NOFILE is %d, want more than %d", files.Cur, reserved+n*(loopFiles+2))
+	}
+	return flows, clients, nil
 }
 
 // Run relays until ctx is done, then drains: listening sockets close, open connections go on up to
-// Config.Drain, the rest is cut with RST. It returns nil after that, and an error if a loop cannot
+// Config.Drain, the rest is cut with RST. The guest's DNS goes on as long, and queries under way
+// at the end get their answers, within the same time. Run returns nil after that, and an error if a part cannot
 // go on. It can be called once.
 func (p *Proxy) Run(ctx context.Context) error {
 	defer p.close()
-	ended := make(chan error, len(p.loops))
+	ended, forwarded := make(chan error, len(p.loops)), make(chan error, 1)
 	for _, l := range p.loops {
 		go func() { ended <- l.run() }()
+	}
+	if p.dns != nil {
+		go func() { forwarded <- p.dns.Run() }()
 	}
 	p.state.Store(serving)
 
 	var errs []error
-	drain := p.cfg.Drain
+	missing, drain := len(p.loops), p.cfg.Drain
+	failed := func(err error) { errs, drain = append(errs, err), 0 }
 	select {
 	case <-ctx.Done():
 	case err := <-ended:
-		errs, drain = append(errs, err), 0
+		missing--
+		failed(err)
+	case err := <-forwarded:
+		forwarded <- err
+		failed(err)
 	}
 	p.state.Store(draining)
 	started := time.Now()
@@ -150,8 +190,12 @@ func (p *Proxy) Run(ctx context.Context) error {
 		}
 	})
 	defer deadline.Stop()
-	for len(errs) < len(p.loops) {
+	for range missing {
 		errs = append(errs, <-ended)
+	}
+	if p.dns != nil {
+		p.dns.Stop(drain - time.Since(started))
+		errs = append(errs, <-forwarded)
 	}
 	p.cfg.Log.Info("drained", "seconds", time.Since(started).Seconds())
 	return errors.Join(errs...)
@@ -186,6 +230,9 @@ func (p *Proxy) ping(ctx context.Context) error {
 }
 
 func (p *Proxy) close() {
+	if p.dns != nil {
+		p.dns.Close()
+	}
 	for _, l := range p.loops {
 		l.close()
 	}

@@ -42,6 +42,7 @@ var Reasons = []Reason{
 type policy struct {
 	guest4, guest6 netip.Addr // invalid if the guest has none
 	own            [3]uint16
+	nameservers    []netip.Addr // the pod's
 	// bind returns nil if an address is local, EADDRNOTAVAIL if it is not.
 	bind func(netip.Addr) error
 }
@@ -54,7 +55,7 @@ func (p policy) outbound(dst netip.AddrPort) Reason {
 		return Unspecified
 	case a.IsLoopback():
 		return Loopback
-	case a.IsLinkLocalUnicast():
+	case a.IsLinkLocalUnicast() && !p.dns(a, dst.Port()):
 		return LinkLocal
 	case a.IsMulticast():
 		return Multicast
@@ -66,6 +67,12 @@ func (p policy) outbound(dst netip.AddrPort) Reason {
 		return Local
 	}
 	return ""
+}
+
+// dns reports whether it is DNS of a nameserver of the pod, which the guest has from KubeVirt's DHCP. On
+// nodes with a cache (NodeLocal DNSCache) that is link-local.
+func (p policy) dns(a netip.Addr, port uint16) bool {
+	return port == 53 && slices.Contains(p.nameservers, a)
 }
 
 // inbound gives the guest's address and port for a connection that the mesh's proxy meant for dst,

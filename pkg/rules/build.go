@@ -50,6 +50,7 @@ func Build(p plan.Plan, pod Pod) (Ruleset, error) {
 // A builder holds what the modes share: the plan in the words of rules.
 type builder struct {
 	plan.Plan
+	pod    Pod
 	chains []*chain
 
 	// fromVirtual matches packets that the guest sent, toVirtual packets to it.
@@ -73,7 +74,7 @@ var families = []family{ipv4, ipv6}
 
 func newBuilder(p plan.Plan, pod Pod) *builder {
 	b := &builder{
-		Plan: p, served: families, onLoopback: oifname.is(ifname("lo")),
+		Plan: p, pod: pod, served: families, onLoopback: oifname.is(ifname("lo")),
 		fromNetwork: iifname.is(ifname(p.PodInterface)), toNetwork: oifname.is(ifname(p.PodInterface)),
 	}
 	if !pod.IPv6 && !p.Mesh.DualStack {

@@ -17,14 +17,20 @@ const dnsPort = 53
 const dnsZone = 53
 
 // dnsListener is where the mesh's DNS proxy listens. The kernel delivers a guest's packet there
-// because KubeVirt sets route_localnet on the virtual interface. IPv6 has no such setting: the
-// guest's queries over IPv6 cannot be captured by rules alone.
+// because KubeVirt sets route_localnet on the virtual interface. IPv6 has no such setting: rules alone
+// cannot capture the guest's queries over IPv6. Our proxy can, by sending them again from inside the pod.
 func dnsListener(d *plan.DNS) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), d.Port)
 }
 
+// relayed reports whether our proxy is there.
+func (b *builder) relayed() bool { return b.Mode == plan.NATProxy || b.Mode == plan.TProxy }
+
 // capturesDNS reports whether our rules bring the guest's queries in f to the mesh's DNS proxy.
 func (b *builder) capturesDNS(f family) bool {
+	if b.relayed() {
+		return b.Proxy.DNSPort != 0 && len(b.pod.Nameservers) > 0
+	}
 	return b.Mesh.DNS != nil && b.Mode != plan.Native && f.l3 == ipv4.l3
 }
 
@@ -37,21 +43,48 @@ func (b *builder) dnsServer(f family, end field) word {
 	return end.in(b.nameservers.of(f))
 }
 
-// eachCapturedQuery calls do with the words for a query over UDP and for one over TCP.
-func (b *builder) eachCapturedQuery(do func(why string, query ...word)) {
-	if !b.capturesDNS(ipv4) {
-		return
-	}
-	server, why := b.dnsServer(ipv4, ipv4.daddr), "the guest's DNS goes to the mesh"
-	do(why, server, udpDport.is(port(dnsPort)))
-	do(why, server, tcpDport.is(port(dnsPort)))
+// A queryWay is where a query of the guest goes, and why.
+type queryWay struct {
+	why   string
+	query []word
+	to    word
 }
 
-// captureDNS translates the guest's queries to the mesh's DNS proxy.
-func (b *builder) captureDNS(fromGuest *chain) {
-	b.eachCapturedQuery(func(why string, query ...word) {
-		fromGuest.add(why, append(query, dnatPort(dnsListener(b.Mesh.DNS)))...)
-	})
+// queryWays are those of all queries that our rules capture.
+func (b *builder) queryWays() (all []queryWay) {
+	add := func(why string, to word, query ...word) { all = append(all, queryWay{why, query, to}) }
+	if b.relayed() {
+		const why = "the guest's DNS is asked again by our proxy"
+		if !b.capturesDNS(ipv4) {
+			return nil
+		}
+		for i, a := range b.pod.Nameservers {
+			add(why, redirect(b.Proxy.DNSPort+uint16(i)), familyOf(a).daddr.is(address(a)), udpDport.is(port(dnsPort)))
+		}
+		if b.Mesh.DNS.All {
+			add(why, redirect(b.Proxy.DNSPort), udpDport.is(port(dnsPort)))
+		}
+		return all
+	}
+	if b.capturesDNS(ipv4) {
+		server, why, to := b.dnsServer(ipv4, ipv4.daddr), "the guest's DNS goes to the mesh", dnatPort(dnsListener(b.Mesh.DNS))
+		add(why, to, server, udpDport.is(port(dnsPort)))
+		add(why, to, server, tcpDport.is(port(dnsPort)))
+	}
+	return all
+}
+
+// captureDNS leads the guest's queries to the mesh's DNS proxy, whatever else is excluded from the mesh.
+func (b *builder) captureDNS(fromGuest *chain, intoMesh func(what string, match ...word)) {
+	for _, w := range b.queryWays() {
+		fromGuest.add(w.why, append(w.query, w.to)...)
+	}
+	if !b.relayed() || b.Mesh.DNS == nil {
+		return
+	}
+	for _, f := range b.served {
+		intoMesh("the guest's DNS over TCP goes to the mesh", b.dnsServer(f, f.daddr), tcpDport.is(port(dnsPort)))
+	}
 }
 
 // dnsZones keeps the guest's queries over UDP and their answers in one zone, in every mode.
@@ -63,13 +96,21 @@ func (b *builder) dnsZones() {
 	zone := setZone(dnsZone)
 	for _, f := range families {
 		in.add("zone of the guest's query", b.fromVirtual, b.dnsServer(f, f.daddr), udpDport.is(port(dnsPort)), zone)
-		if b.capturesDNS(f) {
+		switch {
+		case !b.capturesDNS(f):
+			// An answer from outside may be for the guest or for the mesh's DNS proxy, which asks the
+			// same servers. Nothing in the packet tells, so the proxy's queries are put there as well.
+			in.add("zone of the answer to the guest", b.fromNetwork, b.dnsServer(f, f.saddr), udpSport.is(port(dnsPort)), zone)
+			out.add("zone of the mesh's own query", b.toNetwork, b.dnsServer(f, f.daddr), udpDport.is(port(dnsPort)), b.byMesh, zone)
+		case b.relayed():
+			for i, a := range b.pod.Nameservers {
+				if familyOf(a).l3 != f.l3 && !b.Mesh.DNS.All {
+					continue
+				}
+				out.add("zone of our proxy's answer to the guest", b.toVirtual, f.word, udpSport.is(port(b.Proxy.DNSPort+uint16(i))), zone)
+			}
+		default:
 			out.add("zone of the mesh's answer to the guest", b.toVirtual, f.word, udpSport.is(port(b.Mesh.DNS.Port)), zone)
-			continue
 		}
-		// An answer from outside may be for the guest or for the mesh's DNS proxy, which asks the
-		// same servers. Nothing in the packet tells, so the proxy's queries are put there as well.
-		in.add("zone of the answer to the guest", b.fromNetwork, b.dnsServer(f, f.saddr), udpSport.is(port(dnsPort)), zone)
-		out.add("zone of the mesh's own query", b.toNetwork, b.dnsServer(f, f.daddr), udpDport.is(port(dnsPort)), b.byMesh, zone)
 	}
 }

@@ -23,7 +23,9 @@ func (b *builder) guard() {
 	toPod := b.chain("guest_to_pod", nil)
 	mangle.add("only what is new, replies pass", b.fromVirtual, ctNew, toPodOrAll, jump(toPod))
 
-	b.eachCapturedQuery(func(why string, query ...word) { toPod.add(why, append(query, accept)...) })
+	for _, w := range b.queryWays() {
+		toPod.add(w.why, append(w.query, accept)...)
+	}
 	for _, to := range []word{toThisSide, toBroadcast} {
 		toPod.add("KubeVirt's DHCP server", to, udpDport.is(port(dhcpPort)), accept)
 	}

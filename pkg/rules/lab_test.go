@@ -177,7 +177,13 @@ func (l *lab) servers(w world) {
 	l.serve(l.network, appUID, "udp", []string{away, away6}, "9999", says("network"))
 	for _, network := range []string{"tcp", "udp"} {
 		l.serve(l.network, appUID, network, []string{"10.96.0.10", "fd00:10:96::a"}, "53", says("cluster DNS"))
-		l.serve(l.pod, istioUID, network, []string{"127.0.0.1"}, "15053", says("mesh DNS"))
+		l.serve(l.pod, istioUID, network, []string{"127.0.0.1", "::1"}, "15053", says("mesh DNS"))
+	}
+	// Our forwarder asks each nameserver from the pod; answers come from where the question went.
+	for port, server := range map[string]string{"15153": "10.96.0.10:53", "15154": "[fd00:10:96::a]:53"} {
+		l.serve(l.pod, proxyUID, "udp", []string{"10.0.2.1", "fd10:0:2::1"}, port, func(net.Addr, netip.AddrPort) string {
+			return "forwarder, " + l.ask(l.pod, proxyUID, "udp", "", server, answerIn)
+		})
 	}
 	// What the pod has to keep from the guest, or not.
 	l.serve(l.pod, istioUID, "tcp", []string{"127.0.0.1"}, "15000", says("admin"))

@@ -3,10 +3,10 @@ package rules
 // natProxy leads the guest's connections to our proxy, which dials their destination from inside
 // the pod, so that the redirection of any mesh catches it; and those that the mesh's proxy lets in
 // to our proxy as well, which dials the guest.
-func natProxy(b *builder) { b.relayed(redirect(b.Proxy.OutboundPort)) }
+func natProxy(b *builder) { b.relay(redirect(b.Proxy.OutboundPort)) }
 
-// relayed is what nat-proxy and tproxy share: all but how the guest's connections get to our proxy.
-func (b *builder) relayed(toProxy word) {
+// relay is what nat-proxy and tproxy share: all but how the guest's connections get to our proxy.
+func (b *builder) relay(toProxy word) {
 	pre := b.chain("prerouting", natPrerouting)
 	fromGuest := b.fromGuest(
 		// The proxy refuses to dial the pod itself; the mesh knows how to loop such a call back.

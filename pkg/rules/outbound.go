@@ -15,7 +15,7 @@ func (b *builder) fromGuest(ways ...way) *chain {
 			c.add(what+w.why, append(match[:len(match):len(match)], w.to...)...)
 		}
 	}
-	b.captureDNS(c)
+	b.captureDNS(c, intoMesh)
 
 	excludePorts := newPortSet("exclude_out_ports", "excludeOutboundPorts", portTableOf(b.Outbound.ExcludePorts))
 	exclude := newPrefixPair("exclude_out", "excludeOutboundIPRanges", b.Outbound.ExcludeCIDRs)

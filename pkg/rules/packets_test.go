@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/meshvirt/meshvirt/pkg/plan"
@@ -77,7 +78,7 @@ var (
 // dnsPlan is examplePlan with DNS capture and some exclusions.
 func dnsPlan(mode plan.Mode) plan.Plan {
 	p := examplePlan(mode)
-	p.Mesh.DNS = &plan.DNS{Port: 15053}
+	captureDNS(&p, false)
 	p.Outbound.ExcludePorts = []uint16{3306}
 	p.Outbound.ExcludeCIDRs = prefixes("10.244.3.0/24", "fd00:10:244:3::/64")
 	p.Inbound.ExcludePorts = []uint16{22}
@@ -274,7 +275,12 @@ func TestNATProxyPaths(t *testing.T) {
 				{fromGuest, appUID, "tcp", away + ":80", "proxy, outbound, network from " + podIP, "by our proxy", "inbound, no route"},
 				{fromGuest, appUID, "tcp", "[" + away6 + "]:80", "proxy, outbound, network from " + podIP6, "by our proxy", noAnswer},
 				{fromGuest, appUID, "tcp", away + ":3306", "network from " + podIP, "an excluded port goes straight out", "proxy, outbound, network from " + podIP},
-				{fromGuest, appUID, "udp", "10.96.0.10:53", "mesh DNS from 10.0.2.2", "DNS goes to the mesh", "cluster DNS from " + podIP},
+				{fromGuest, appUID, "udp", "10.96.0.10:53", "forwarder, mesh DNS from " + podIP, "asked again by our proxy", "cluster DNS from " + podIP},
+				{fromGuest, appUID, "udp", "[fd00:10:96::a]:53", "forwarder, mesh DNS from " + podIP6, "asked again by our proxy", "cluster DNS from " + podIP6},
+				{fromGuest, appUID, "udp", "10.96.0.10:53", "forwarder, mesh DNS from " + podIP, "zone of our proxy's answer", noAnswer},
+				{fromGuest, appUID, "udp", "[fd00:10:96::a]:53", "forwarder, mesh DNS from " + podIP6, "zone of our proxy's answer", noAnswer},
+				{fromGuest, appUID, "tcp", "10.96.0.10:53", "proxy, mesh DNS from " + podIP, "", "inbound, no route"},
+				{fromGuest, appUID, "tcp", "[fd00:10:96::a]:53", "proxy, mesh DNS from " + podIP6, "", noAnswer},
 				{fromGuest, appUID, "tcp", "[" + podIP6 + "]:80", "outbound, inbound, proxy, guest from fd10:0:2::1", "without our proxy", "proxy, guest from " + podIP6},
 				{fromNetwork, appUID, "tcp", podIP + ":80", "inbound, proxy, guest from 10.0.2.1", "our proxy's call to the guest", "inbound, proxy, outbound, guest from 10.0.2.1"},
 				{fromNetwork, appUID, "tcp", "[" + podIP6 + "]:80", "inbound, proxy, guest from fd10:0:2::1", "our proxy's call to the guest", "inbound, proxy, outbound, guest from fd10:0:2::1"},
@@ -291,5 +297,54 @@ func TestNATProxyPaths(t *testing.T) {
 			}
 			newLab(t, w).try(build(t, dnsPlan(plan.NATProxy), dualPod), paths)
 		})
+	}
+}
+
+// TestDNSByProxy: the guest's DNS is asked again also where all else is excluded from the mesh.
+func TestDNSByProxy(t *testing.T) {
+	for _, mode := range []plan.Mode{plan.NATProxy, plan.TProxy} {
+		t.Run(string(mode), func(t *testing.T) {
+			p := dnsPlan(mode)
+			p.Outbound.ExcludePorts = []uint16{53}
+			newLab(t, plain).withRelayRoute().try(build(t, p, dualPod), []path{
+				{fromGuest, appUID, "udp", "10.96.0.10:53", "forwarder, mesh DNS from " + podIP, "asked again by our proxy", "cluster DNS from " + podIP},
+				{fromGuest, appUID, "tcp", "10.96.0.10:53", "proxy, mesh DNS from " + podIP, "the guest's DNS over TCP", "cluster DNS from " + podIP},
+				{fromGuest, appUID, "tcp", "[fd00:10:96::a]:53", "proxy, mesh DNS from " + podIP6, "the guest's DNS over TCP", "cluster DNS from " + podIP6},
+			})
+		})
+	}
+}
+
+// TestAllDNSByProxy: whatever its server, where the mesh takes all.
+func TestAllDNSByProxy(t *testing.T) {
+	for _, mode := range []plan.Mode{plan.NATProxy, plan.TProxy} {
+		t.Run(string(mode), func(t *testing.T) {
+			p := examplePlan(mode)
+			captureDNS(&p, true)
+			newLab(t, allDNS).withRelayRoute().try(build(t, p, Pod{Nameservers: exampleServers}), []path{
+				{fromGuest, appUID, "udp", away + ":53", "forwarder, mesh DNS from " + podIP, "asked again by our proxy", noAnswer},
+				{fromGuest, appUID, "udp", "10.0.2.1:53", "forwarder, mesh DNS from " + podIP, "asked again by our proxy", noAnswer},
+				{fromGuest, appUID, "tcp", away + ":53", "proxy, mesh DNS from " + podIP, "", "inbound, no route"},
+				{fromGuest, appUID, "tcp", "10.0.2.1:53", noAnswer, "the gateway serves nothing else", "outbound, refused"},
+			})
+		})
+	}
+}
+
+// withRelayRoute makes the policy route of mode tproxy.
+func (l *lab) withRelayRoute() *lab {
+	l.Helper()
+	if err := l.pod.do(0, func() error { return routeMarked(families) }); err != nil {
+		l.Fatal(err)
+	}
+	return l
+}
+
+// TestNoNameserver: there is nobody to ask, so that queries are left as they are.
+func TestNoNameserver(t *testing.T) {
+	p := examplePlan(plan.NATProxy)
+	captureDNS(&p, true)
+	if r := build(t, p, Pod{}).String(); strings.Contains(r, "1515") {
+		t.Errorf("queries go to a forwarder that cannot be:\n%s", r)
 	}
 }

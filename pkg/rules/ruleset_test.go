@@ -52,6 +52,14 @@ func intercepted(p *plan.Plan, mark uint32) {
 	}
 }
 
+// captureDNS is for a mesh that captures DNS.
+func captureDNS(p *plan.Plan, all bool) {
+	p.Mesh.DNS = &plan.DNS{Port: 15053, All: all}
+	if p.Proxy != nil {
+		p.Proxy.DNSPort = 15153
+	}
+}
+
 var exampleServers = addrs("10.96.0.10", "fd00:10:96::a")
 
 // A choice is one value of one dimension of the plans that are tested in all combinations.
@@ -75,8 +83,8 @@ var dimensions = [][]choice{
 	},
 	{
 		{"nodns", func(*plan.Plan, *Pod) {}},
-		{"dns", func(p *plan.Plan, _ *Pod) { p.Mesh.DNS = &plan.DNS{Port: 15053} }},
-		{"alldns", func(p *plan.Plan, _ *Pod) { p.Mesh.DNS = &plan.DNS{Port: 15053, All: true} }},
+		{"dns", func(p *plan.Plan, _ *Pod) { captureDNS(p, false) }},
+		{"alldns", func(p *plan.Plan, _ *Pod) { captureDNS(p, true) }},
 	},
 	{
 		{"all", func(*plan.Plan, *Pod) {}},

@@ -37,7 +37,7 @@ func tProxy(b *builder) {
 	for _, f := range b.served {
 		mark.add("our proxy takes the connection, nobody else may redirect it", f.word, setCtMark(relayMark), f.freeze())
 	}
-	b.relayed(jump(mark))
+	b.relay(jump(mark))
 
 	give := b.chain("give_to_proxy", nil)
 	for _, f := range b.served {

@@ -167,6 +167,14 @@ var (
 	}
 )
 
+// familyOf is a's.
+func familyOf(a netip.Addr) family {
+	if a.Is4() {
+		return ipv4
+	}
+	return ipv6
+}
+
 // Verdicts and statements.
 var (
 	accept     = word{text: "accept", exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}}
