@@ -168,6 +168,14 @@ func TestDrawPath(t *testing.T) {
 		}, []string{"has the port: 80, 8000-8100, 22\n", "excluded  peer -> pod, TCP port 22, 8050\n", "lists no UDP port"}, []string{"UDP port any"}},
 		"DNS of the nameservers": {func(p *plan.Plan) { p.Mesh.DNS = &plan.DNS{Port: 15053} }, []string{"the pod's nameservers", "dnat to 127.0.0.1:15053"}, nil},
 		"all DNS":                {func(p *plan.Plan) { p.Mesh.DNS = &plan.DNS{Port: 15053, All: true} }, []string{"any server"}, nil},
+		"DNS by the relay": {func(p *plan.Plan) {
+			p.Mode, p.Mesh.DNS = plan.NATProxy, &plan.DNS{Port: 15053}
+			p.Proxy = &plan.Proxy{UID: 1500, OutboundPort: 15101, InboundPort: 15106, StatusPort: 15120, DNSPort: 15153}
+		}, []string{"the pod's nameservers, UDP port 53\n", "redirect to :15153", "asks the nameserver from the pod", "redirect to :15053"}, []string{"127.0.0.1:15053", "over IPv4"}},
+		"DNS without a forwarder": {func(p *plan.Plan) {
+			p.Mode, p.Mesh.DNS = plan.NATProxy, &plan.DNS{Port: 15053}
+			p.Proxy = &plan.Proxy{UID: 1500, OutboundPort: 15101, InboundPort: 15106, StatusPort: 15120}
+		}, []string{"UDP is not captured"}, []string{"15053", "15153"}},
 		"native": {func(p *plan.Plan) { p.Mode, p.Mesh.DNS = plan.Native, &plan.DNS{Port: 15053} },
 			[]string{"(-k) to :15001", "exclusions do not hold", "one zone"}, []string{"-101", "15053"}},
 		"first Istio": {func(p *plan.Plan) { p.Mesh.DialsLoopback = true }, []string{"dials 127.0.0.1, or"}, nil},

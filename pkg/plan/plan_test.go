@@ -27,7 +27,7 @@ func example() Plan {
 			ExcludePorts: []uint16{3306},
 		},
 		Inbound: Inbound{All: true, ExcludePorts: []uint16{22}},
-		Proxy:   &Proxy{UID: 1500, OutboundPort: 15101, InboundPort: 15106, StatusPort: 15120, DrainSeconds: 30},
+		Proxy:   &Proxy{UID: 1500, OutboundPort: 15101, InboundPort: 15106, StatusPort: 15120, DNSPort: 15153, DrainSeconds: 30},
 	}
 }
 
@@ -89,6 +89,10 @@ func TestEncodeRefuses(t *testing.T) {
 	ourMark, nativeMark := example(), example()
 	ourMark.Mesh.TProxyMark = 0x10000
 	nativeMark.Mode, nativeMark.Proxy, nativeMark.Mesh.TProxyMark = Native, nil, 1337
+	noCapture := example()
+	noCapture.Mesh.DNS = nil
+	lastPort := example()
+	lastPort.Proxy.DNSPort = 65534
 	noInterface := example()
 	noInterface.Interfaces = nil
 	for name, c := range map[string]struct {
@@ -102,6 +106,8 @@ func TestEncodeRefuses(t *testing.T) {
 		"no tunnels' port":  {noTunnel, "mesh.ownPorts is empty"},
 		"a mark of ours":    {ourMark, "want none of the bits 0x30000"},
 		"a mark for native": {nativeMark, `want 0 in mode "native"`},
+		"no DNS to forward": {noCapture, "want 0 for a mesh that does not capture DNS"},
+		"too high a port":   {lastPort, "proxy.dnsPort is 65534, want one that 2 others follow"},
 		"no interface":      {noInterface, "interfaces is empty"},
 		"all at once (and)": {Plan{}, "mesh.inboundPort is 0"},
 	} {

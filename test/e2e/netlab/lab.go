@@ -91,6 +91,8 @@ type Options struct {
 	// IstioIptables is the path of a real istio-iptables or pilot-agent, which IstioInit then runs in
 	// place of the recordings. Empty means the environment variable MESHVIRT_ISTIO_IPTABLES.
 	IstioIptables string
+	// Nameservers are those of the pod's /etc/resolv.conf. None means the cluster's DNS, in the pod's families.
+	Nameservers []netip.Addr
 	// Timeout bounds one attempt of a flow. Zero means 2 seconds.
 	Timeout time.Duration
 }
@@ -198,9 +200,16 @@ func (l *Lab) agent(ns *netns.Namespace, uid uint32) (*agent.Client, error) {
 
 // ResolvConf is /etc/resolv.conf of the pod's containers.
 func (l *Lab) ResolvConf() string {
-	s := "nameserver " + DNSIP4.String() + "\n"
-	if l.DualStack {
-		s += "nameserver " + DNSIP6.String() + "\n"
+	servers := l.Nameservers
+	if len(servers) == 0 {
+		servers = []netip.Addr{DNSIP4}
+		if l.DualStack {
+			servers = append(servers, DNSIP6)
+		}
+	}
+	var s string
+	for _, a := range servers {
+		s += "nameserver " + a.String() + "\n"
 	}
 	return s + "search default.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n"
 }

@@ -40,34 +40,40 @@ func handMade(mode plan.Mode) plan.Plan {
 	}
 	switch mode {
 	case plan.NATProxy:
-		p.Proxy = &plan.Proxy{UID: 1500, OutboundPort: 15101, InboundPort: 15106, StatusPort: 15120, DrainSeconds: 5}
+		p.Proxy = &plan.Proxy{UID: 1500, OutboundPort: 15101, InboundPort: 15106, StatusPort: 15120, DNSPort: 15153, DrainSeconds: 5}
 	case plan.TProxy:
-		p.Proxy, p.WatchPort = &plan.Proxy{OutboundPort: 15101, InboundPort: 15106, StatusPort: 15120, DrainSeconds: 5}, 15121
+		p.Proxy, p.WatchPort = &plan.Proxy{OutboundPort: 15101, InboundPort: 15106, StatusPort: 15120, DNSPort: 15153, DrainSeconds: 5}, 15121
 	}
 	return p
 }
 
-// startMeshVirt runs MeshVirt's containers as the webhook would inject them.
-func startMeshVirt(t *testing.T, l *Lab, p plan.Plan) {
+// startMeshVirt runs MeshVirt's containers as the webhook would inject them. It gives the relay, if the
+// mode has one.
+func startMeshVirt(t *testing.T, l *Lab, p plan.Plan) *container.Process {
 	t.Helper()
-	image := templates.Image{Name: templates.DefaultImage}
 	if p.Mode == plan.TProxy {
 		startWatcher(t, l, p)
-		startTransparent(t, l, p)
-		return
+		return startRelay(t, l, p)
 	}
-	c, err := templates.Rules(p, image, false)
+	c, err := templates.Rules(p, templates.Image{Name: templates.DefaultImage}, false)
 	do(t, err, l.RunInit(t.Context(), c))
 	if p.Proxy == nil {
-		return
+		return nil
 	}
-	c, err = templates.Proxy(p, image, false)
+	return startRelay(t, l, p)
+}
+
+// startRelay runs the relay alone, as the kubelet does again when it has ended.
+func startRelay(t *testing.T, l *Lab, p plan.Plan) *container.Process {
+	t.Helper()
+	c, err := templates.Proxy(p, templates.Image{Name: templates.DefaultImage}, false)
 	do(t, err)
-	_, err = l.Start(c)
+	relay, err := l.Start(c)
 	do(t, err, l.WaitReady(t.Context(), c, c.StartupProbe))
-	for _, port := range []uint16{p.Proxy.OutboundPort, p.Proxy.InboundPort} {
-		l.NamePort(port, "nat-proxy")
+	for _, port := range []uint16{p.Proxy.OutboundPort, p.Proxy.InboundPort, p.Proxy.DNSPort, p.Proxy.DNSPort + 1} {
+		l.NamePort(port, string(p.Mode))
 	}
+	return relay
 }
 
 // member is what MeshVirt makes of kubevirtInterfaces, with KubeVirt in its Istio mode: everything

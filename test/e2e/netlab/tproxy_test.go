@@ -34,27 +34,13 @@ func startWatcher(t *testing.T, l *Lab, p plan.Plan) *container.Process {
 	return watcher
 }
 
-// startTransparent runs the relay as mode tproxy has it.
-func startTransparent(t *testing.T, l *Lab, p plan.Plan) *container.Process {
-	t.Helper()
-	c, err := templates.Proxy(p, templates.Image{Name: templates.DefaultImage}, false)
-	do(t, err)
-	c.SecurityContext.Capabilities.Add = []corev1.Capability{"NET_RAW"}
-	relay, err := l.Start(c)
-	do(t, err, l.WaitReady(t.Context(), c, c.StartupProbe))
-	for _, port := range []uint16{p.Proxy.OutboundPort, p.Proxy.InboundPort} {
-		l.NamePort(port, string(p.Mode))
-	}
-	return relay
-}
-
 // tproxyLab is a pod of mode tproxy before KubeVirt has made the bridge.
 func tproxyLab(t *testing.T) (l *Lab, watcher, relay *container.Process) {
 	t.Helper()
 	l = newLab(t, Options{DualStack: true, Image: dataPlane(t)})
 	startIstio(t, l, "1.29.6", NFT, "--dual-stack", "--redirect-dns", "-c", Bridge)
 	p := handMade(plan.TProxy)
-	return l, startWatcher(t, l, p), startTransparent(t, l, p)
+	return l, startWatcher(t, l, p), startRelay(t, l, p)
 }
 
 // TestTProxySysctls has every value of the settings that people turn for TPROXY.
