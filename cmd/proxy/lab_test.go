@@ -88,7 +88,7 @@ func testPlan() plan.Plan {
 	}
 }
 
-func encode(t *testing.T, change func(*plan.Plan)) string {
+func encode(t testing.TB, change func(*plan.Plan)) string {
 	t.Helper()
 	p := testPlan()
 	if change != nil {
@@ -104,7 +104,7 @@ func encode(t *testing.T, change func(*plan.Plan)) string {
 // process is the real binary as it runs in a pod: alone in its root directory, as a user without any
 // capability, and never to get one.
 type process struct {
-	t     *testing.T
+	t     testing.TB
 	cmd   *exec.Cmd
 	log   *bytes.Buffer // to be read once it has ended
 	ended chan struct{}
@@ -126,7 +126,7 @@ var root = sync.OnceValues(func() (string, error) {
 })
 
 // start runs the binary with limits as to ulimit, and waits until it is ready.
-func start(t *testing.T, limits, env string) *process {
+func start(t testing.TB, limits, env string) *process {
 	t.Helper()
 	dir, err := root()
 	if err != nil {
@@ -238,7 +238,15 @@ func (p *process) await(what string, cond func() bool) {
 }
 
 // serve is far: an echo server. It gives its port.
-func serve(t *testing.T) uint16 {
+func serve(t testing.TB) uint16 { return serveBy(t, echo) }
+
+func echo(c *net.TCPConn) {
+	io.CopyBuffer(struct{ io.Writer }{c}, struct{ io.Reader }{c}, make([]byte, 4<<10))
+	c.CloseWrite()
+}
+
+// serveBy is far, where each connection is served so.
+func serveBy(t testing.TB, handle func(*net.TCPConn)) uint16 {
 	t.Helper()
 	ln, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -254,8 +262,7 @@ func serve(t *testing.T) uint16 {
 			open.Go(func() {
 				defer c.Close()
 				c.SetDeadline(time.Now().Add(time.Minute))
-				io.CopyBuffer(struct{ io.Writer }{c}, struct{ io.Reader }{c}, make([]byte, 4<<10))
-				c.CloseWrite()
+				handle(c)
 			})
 		}
 	})
@@ -267,7 +274,7 @@ func serve(t *testing.T) uint16 {
 }
 
 // dial connects to a port of far, through the relay.
-func dial(t *testing.T, port uint16) *net.TCPConn {
+func dial(t testing.TB, port uint16) *net.TCPConn {
 	t.Helper()
 	c, err := tryDial(t, port)
 	if err != nil {
@@ -276,7 +283,7 @@ func dial(t *testing.T, port uint16) *net.TCPConn {
 	return c
 }
 
-func tryDial(t *testing.T, port uint16) (*net.TCPConn, error) {
+func tryDial(t testing.TB, port uint16) (*net.TCPConn, error) {
 	c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(netip.AddrPortFrom(far, port)))
 	if err == nil {
 		t.Cleanup(func() { c.Close() })

@@ -49,13 +49,13 @@ func (l *loop) admit(dir direction, client int, peer unix.Sockaddr) {
 	if reason != "" {
 		l.proxy.metrics.of[dir].refused[reason].Inc()
 		l.warn("connection refused", "direction", dir.String(), "client", from, "destination", to, "reason", reason)
-		discard(client)
+		unix.Close(client) // with RST
 		return
 	}
 	server, err := dial(to, l.proxy.cfg.DialTimeout)
 	if err != nil {
 		l.dialFailed(dir, from, to, err)
-		discard(client)
+		unix.Close(client) // with RST
 		return
 	}
 	m := l.proxy.metrics.of[dir]
@@ -151,7 +151,7 @@ func dial(to netip.AddrPort, timeout time.Duration) (fd int, err error) {
 	if err != nil {
 		return -1, os.NewSyscallError("socket", err)
 	}
-	err = errors.Join(sockopt.NoDelay(fd), sockopt.KeepAlive(fd, keepAliveIdle))
+	err = errors.Join(sockopt.NoDelay(fd), sockopt.KeepAlive(fd, keepAliveIdle), sockopt.ResetOnClose(fd, true))
 	if timeout > 0 {
 		err = errors.Join(err, sockopt.UserTimeout(fd, timeout))
 	}
@@ -178,7 +178,7 @@ func listen(port uint16, shared, transparent bool) (fd int, err error) {
 	if err != nil {
 		return -1, os.NewSyscallError("socket", err)
 	}
-	err = errors.Join(sockopt.ReuseAddr(fd), sockopt.NoDelay(fd), sockopt.KeepAlive(fd, keepAliveIdle))
+	err = errors.Join(sockopt.ReuseAddr(fd), sockopt.NoDelay(fd), sockopt.KeepAlive(fd, keepAliveIdle), sockopt.ResetOnClose(fd, true))
 	if any.Is6() {
 		err = errors.Join(err, sockopt.DualStack(fd))
 	}

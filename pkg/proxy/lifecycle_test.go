@@ -254,6 +254,10 @@ func TestSocketOptions(t *testing.T) {
 					t.Errorf("%s is %d (%v), want %d", o.name, got, err, o.want)
 				}
 			}
+			// Whatever ends the process resets its connections (cmd/proxy's TestBinaryKilled).
+			if l, err := unix.GetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER); err != nil || *l != (unix.Linger{Onoff: 1}) {
+				t.Errorf("SO_LINGER is %+v (%v), want on and zero seconds", l, err)
+			}
 		}
 	})
 }

@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/meshvirt/meshvirt/pkg/sockopt"
 )
 
 const (
@@ -255,10 +253,4 @@ func (l *loop) warn(msg string, args ...any) {
 	}
 	l.lines, l.unsaid = l.lines+1, 0
 	l.proxy.cfg.Log.Warn(msg, args...)
-}
-
-// discard closes a socket that never became part of a flow, with RST.
-func discard(fd int) {
-	sockopt.ResetOnClose(fd)
-	unix.Close(fd)
 }

@@ -199,15 +199,18 @@ func (l *loop) fail(f *flow, err error) {
 	l.reset(f)
 }
 
-// reset closes both ends with RST.
-func (l *loop) reset(f *flow) {
-	sockopt.ResetOnClose(f.client.fd)
-	sockopt.ResetOnClose(f.server.fd)
-	l.finish(f)
+// finish closes both ends once each has sent its FIN and seen the other's: what the kernel has not sent yet
+// must not be lost any more.
+func (l *loop) finish(f *flow) {
+	_ = sockopt.ResetOnClose(f.client.fd, false)
+	_ = sockopt.ResetOnClose(f.server.fd, false)
+	l.reset(f)
 }
 
-// finish closes both ends and forgets them.
-func (l *loop) finish(f *flow) {
+// reset closes both ends and forgets them. They see RST: that is what every socket of a flow is set to until the
+// flow has ended in good order, so that it holds also for whatever ends the process, such as SIGKILL for want of
+// memory. A FIN in the middle of a stream would look like its end.
+func (l *loop) reset(f *flow) {
 	for _, e := range []*end{&f.client, &f.server} {
 		unix.Close(e.fd)
 		l.ends[e.fd] = nil

@@ -81,11 +81,14 @@ func UserTimeout(fd int, d time.Duration) error {
 	return set(fd, "TCP_USER_TIMEOUT", unix.SOL_TCP, unix.TCP_USER_TIMEOUT, int(d/time.Millisecond))
 }
 
-// ResetOnClose makes close(2) send RST and drop what was not sent (SO_LINGER, zero seconds). No
-// capability, and no error to expect.
-func ResetOnClose(fd int) error {
-	err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-	return os.NewSyscallError("setsockopt SO_LINGER", err)
+// ResetOnClose makes close(2), and the end of the process, send RST and drop what was not sent (SO_LINGER, zero
+// seconds), or no longer. Sockets accepted from a listener inherit it. No capability, and no error to expect.
+func ResetOnClose(fd int, reset bool) error {
+	var linger unix.Linger
+	if reset {
+		linger.Onoff = 1
+	}
+	return os.NewSyscallError("setsockopt SO_LINGER", unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &linger))
 }
 
 // ReuseAddr lets a listener bind while connections of an earlier one are in TIME_WAIT (SO_REUSEADDR).

@@ -76,9 +76,11 @@ func TestErrors(t *testing.T) {
 		{"TCP_USER_TIMEOUT", UserTimeout(socket(t, unix.AF_INET), -time.Second), unix.EINVAL},
 		{"IPV6_V6ONLY", DualStack(bound), unix.EINVAL},
 		{"TCP_NODELAY", NoDelay(-1), unix.EBADF},
-		{"SO_LINGER", ResetOnClose(-1), unix.EBADF},
+		{"SO_LINGER", ResetOnClose(-1, true), unix.EBADF},
 		{"SO_ERROR", Error(-1), unix.EBADF},
 		{"IP_TRANSPARENT", Transparent(-1), unix.EBADF},
+		{"IP_PKTINFO", PacketInfo(-1, false), unix.EBADF},
+		{"IPV6_RECVPKTINFO", PacketInfo(-1, true), unix.EBADF},
 		{"getsockname", second(LocalAddr(-1)), unix.EBADF},
 	} {
 		if !errors.Is(c.err, c.want) || !strings.Contains(c.err.Error(), c.name) {
@@ -181,7 +183,7 @@ func TestConnection(t *testing.T) {
 		if err := Error(client); err != nil {
 			t.Errorf("v6 %t: a good socket has error %v", c.v6, err)
 		}
-		if err := ResetOnClose(server); err != nil {
+		if err := ResetOnClose(server, true); err != nil {
 			t.Error(err)
 		}
 		unix.Close(server)
