@@ -1,17 +1,22 @@
 package proxy
 
 import (
+	"net/netip"
 	"os"
 	"regexp"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
 
 func TestMetricsAreDocumented(t *testing.T) {
-	families, err := newMetrics(func() time.Duration { return 0 }).registry.Gather()
+	p, err := New(Config{OutboundPort: outPort, InboundPort: inPort, StatusPort: statPort, DNSPort: dnsPort, Nameservers: []netip.Addr{world4}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.close()
+	families, err := p.metrics.registry.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}

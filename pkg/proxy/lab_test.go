@@ -40,7 +40,7 @@ var (
 	mesh4, mesh6   = netip.MustParseAddr("127.0.0.6"), netip.MustParseAddr("::6")
 )
 
-const outPort, inPort, statPort = 15201, 15202, 15203
+const outPort, inPort, statPort, dnsPort = 15201, 15202, 15203, 15253
 
 // rules are the part of the nat-proxy ruleset that the relay cannot do without.
 const rules = `table inet meshvirt
@@ -49,6 +49,8 @@ table inet meshvirt {
 	chain pre {
 		type nat hook prerouting priority -101
 		iifname "k6t-eth0" meta l4proto tcp redirect to :15201
+		iifname "k6t-eth0" ip daddr 192.0.2.10 udp dport 53 redirect to :15253
+		iifname "k6t-eth0" ip6 daddr 2001:db8::10 udp dport 53 redirect to :15254
 	}
 	chain out {
 		type nat hook output priority -101
@@ -298,8 +300,10 @@ type relay struct {
 }
 
 // start runs a relay between the lab's hosts until the test ends. Zero fields of cfg get the lab's values.
+// Whatever the test did, nothing may be left of it then.
 func start(t testing.TB, cfg Config) *relay {
 	t.Helper()
+	wantNothingLeft(t)
 	cfg.OutboundPort, cfg.InboundPort, cfg.StatusPort = outPort, inPort, statPort
 	if !cfg.GuestIPv4.IsValid() {
 		cfg.GuestIPv4, cfg.GuestIPv6 = guest4, guest6
@@ -321,6 +325,41 @@ func start(t testing.TB, cfg Config) *relay {
 		}
 	})
 	return r
+}
+
+// usage is what this process holds.
+type usage struct{ descriptors, pipes, goroutines int }
+
+func used(t testing.TB) (u usage) {
+	t.Helper()
+	list, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range list {
+		if to, _ := os.Readlink("/proc/self/fd/" + e.Name()); strings.HasPrefix(to, "pipe:") {
+			u.pipes++
+		}
+	}
+	u.descriptors, u.goroutines = len(list), runtime.NumGoroutine()
+	return u
+}
+
+// wantNothingLeft checks, after all that the test registers from now on, that it holds no more than now.
+func wantNothingLeft(t testing.TB) {
+	t.Helper()
+	before := used(t)
+	t.Cleanup(func() {
+		var now usage
+		for range 1000 {
+			now = used(t)
+			if now.descriptors <= before.descriptors && now.pipes <= before.pipes && now.goroutines <= before.goroutines {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		t.Errorf("left behind: now %+v, before %+v", now, before)
+	})
 }
 
 // wait returns what Run returned. It may be called again.

@@ -23,7 +23,8 @@ func bindsTo(local ...netip.Addr) func(netip.Addr) error {
 func testPolicy() policy {
 	return policy{
 		guest4: guest4, guest6: guest6, own: [3]uint16{outPort, inPort, statPort},
-		bind: bindsTo(pod4, gate4, pod6, gate6, netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()),
+		nameservers: []netip.Addr{netip.MustParseAddr("169.254.20.10"), netip.MustParseAddr("127.0.0.53"), pod4},
+		bind:        bindsTo(pod4, gate4, pod6, gate6, netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()),
 	}
 }
 
@@ -46,6 +47,12 @@ func TestOutboundPolicy(t *testing.T) {
 		"[::ffff:127.0.0.1]:15000":      Loopback,
 		"169.254.169.254:80":            LinkLocal,
 		"169.254.0.1:80":                LinkLocal,
+		"169.254.20.10:53":              "", // a nameserver of the pod
+		"[::ffff:169.254.20.10]:53":     "",
+		"169.254.20.10:80":              LinkLocal,
+		"169.254.169.254:53":            LinkLocal,
+		"127.0.0.53:53":                 Loopback, // nameserver or not
+		"10.244.1.10:53":                Local,
 		"[fe80::1]:80":                  LinkLocal,
 		"[febf:ffff::1]:80":             LinkLocal,
 		"[::ffff:169.254.169.254]:80":   LinkLocal,
