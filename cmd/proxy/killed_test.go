@@ -30,6 +30,7 @@ func TestBinaryKilled(t *testing.T) {
 		{"server has closed its side", receiveThen(sendForEver), halfClosed},
 	}
 	p := start(t, "", encode(t, nil))
+	pipes := p.pipes()
 	var accepted atomic.Int32
 	ends := make(chan error, 2*len(kinds))
 	ready := make(chan bool, len(kinds))
@@ -48,7 +49,7 @@ func TestBinaryKilled(t *testing.T) {
 		<-ready
 		go func() { ends <- named("the client of: "+k.name, k.client(c)) }()
 	}
-	p.await("traffic", func() bool { return p.pipes() > 0 }) // bulk data moves
+	p.await("traffic", func() bool { return p.pipes() > pipes }) // bulk data moves
 	p.cmd.Process.Kill()
 	for range cap(ends) {
 		if err := <-ends; !isReset(err) {

@@ -53,6 +53,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(pipeHolder) != "" {
 		holdPipes()
 	}
+	if os.Getenv(serverMarker) != "" {
+		loadServer()
+	}
 	const marker = "MESHVIRT_PROXY_LAB"
 	if os.Getenv(marker) == "" {
 		runtime.LockOSThread() // Pdeathsig is about the thread

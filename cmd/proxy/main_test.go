@@ -123,38 +123,6 @@ func TestBinaryCuts(t *testing.T) {
 	}
 }
 
-// An idle connection costs two descriptors and less than a kilobyte.
-func TestBinaryIdleCost(t *testing.T) {
-	p := start(t, "", encode(t, nil))
-	port := serve(t)
-	open := func(n int) {
-		for range n {
-			if err := ping(dial(t, port)); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	rss := func() int {
-		kb, err := strconv.Atoi(strings.TrimSuffix(p.status("VmRSS"), " kB"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return kb << 10
-	}
-	open(200) // the heap's first growth
-	const flows = 3000
-	memory, files := rss(), p.files()
-	open(flows)
-	if n := p.files() - files; n > 2*flows+8 {
-		t.Errorf("%d descriptors for %d connections, want 2 each", n, flows)
-	}
-	each := (rss() - memory) / flows
-	t.Logf("RSS %d kB, then %d bytes per connection", memory>>10, each)
-	if each > 1024 {
-		t.Errorf("%d bytes per idle connection, want at most 1024", each)
-	}
-}
-
 // The soft limit of descriptors does not matter, the hard one is what there is.
 func TestBinaryRaisesSoftLimit(t *testing.T) {
 	start(t, "ulimit -Sn 150; ulimit -Hn 1000", encode(t, nil))
