@@ -59,7 +59,7 @@ func TestRunErrors(t *testing.T) {
 	}
 }
 
-// The binary needs no capability and no file, and relays; SIGTERM ends it with 0 once it is drained.
+// The binary needs no capability and, without nameservers, no file, and relays; SIGTERM ends it with 0 once it is drained.
 func TestBinary(t *testing.T) {
 	p := start(t, "", encode(t, nil))
 	for key, want := range map[string]string{
