@@ -155,6 +155,10 @@ func startSidecar(ctx context.Context, lab *netlab.Lab, c corev1.Container) erro
 		if p, err := plan.Decode(e.Value); e.Name == plan.Env && err == nil && p.Proxy != nil {
 			lab.NamePort(p.Proxy.OutboundPort, c.Name)
 			lab.NamePort(p.Proxy.InboundPort, c.Name)
+			if p.Proxy.DNSPort != 0 {
+				lab.NamePort(p.Proxy.DNSPort, c.Name)
+				lab.NamePort(p.Proxy.DNSPort+1, c.Name)
+			}
 		}
 	}
 	if c.StartupProbe == nil {

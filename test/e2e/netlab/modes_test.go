@@ -70,7 +70,11 @@ func startRelay(t *testing.T, l *Lab, p plan.Plan) *container.Process {
 	do(t, err)
 	relay, err := l.Start(c)
 	do(t, err, l.WaitReady(t.Context(), c, c.StartupProbe))
-	for _, port := range []uint16{p.Proxy.OutboundPort, p.Proxy.InboundPort, p.Proxy.DNSPort, p.Proxy.DNSPort + 1} {
+	ports := []uint16{p.Proxy.OutboundPort, p.Proxy.InboundPort}
+	if p.Proxy.DNSPort != 0 {
+		ports = append(ports, p.Proxy.DNSPort, p.Proxy.DNSPort+1)
+	}
+	for _, port := range ports {
 		l.NamePort(port, string(p.Mode))
 	}
 	return relay
