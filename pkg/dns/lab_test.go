@@ -57,7 +57,33 @@ func TestMain(m *testing.M) {
 		fmt.Fprintf(os.Stderr, "build the network (want root and ip): %v\n%s", err, out)
 		os.Exit(1)
 	}
+	for _, a := range []netip.Addr{guest6, gate6, netip.MustParseAddr("fd10:0:2::9"), server6} {
+		if err := awaitAddress(a); err != nil {
+			fmt.Fprintln(os.Stderr, "build the network:", err)
+			os.Exit(1)
+		}
+	}
 	os.Exit(m.Run())
+}
+
+// awaitAddress waits until a datagram to an IPv6 address arrives, which it does not before a worker of the kernel's
+// has looked at the address.
+func awaitAddress(a netip.Addr) error {
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, 0)))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for range 600 {
+		c.SetDeadline(time.Now().Add(50 * time.Millisecond))
+		if _, err = c.WriteTo([]byte("?"), c.LocalAddr()); err == nil {
+			_, _, err = c.ReadFrom(make([]byte, 1))
+		}
+		if err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s does not work: %w", a, err)
 }
 
 // running is a forwarder at work.
