@@ -37,21 +37,51 @@ place() {
 # controlplane: kube-apiserver and etcd for the tests that use a real API server, built from the
 # module in tools/controlplane. Cold it takes some 5 minutes.
 setup_controlplane() {
-	hash=$(cat "$root/tools/controlplane/go.mod" "$root/tools/controlplane/go.sum" | sha256sum | cut -c1-16)
-	place "$cache/controlplane-$hash" build_controlplane
+	place "$cache/controlplane-$(hash_of controlplane/go.mod controlplane/go.sum)" build_controlplane
 }
 
 build_controlplane() {
-	version=$(sed -n 's,^[[:space:]]*k8s.io/kubernetes \(v[0-9.]*\).*,\1,p' "$root/tools/controlplane/go.mod")
+	build_apiserver controlplane "$1" ""
+	(cd "$root/tools/controlplane" && go build -trimpath -o "$1/etcd" -ldflags "-s -w" go.etcd.io/etcd/server/v3)
+}
+
+# oldest: kube-apiserver of the oldest Kubernetes that the chart installs on, from the module in
+# tools/controlplane-oldest. It runs with controlplane's etcd, and takes as long to build.
+setup_oldest() {
+	place "$cache/oldest-$(hash_of controlplane-oldest/go.mod controlplane-oldest/go.sum)" build_oldest
+}
+
+# providerless leaves out the cloud providers that these releases still had in them, and their SDKs.
+build_oldest() { build_apiserver controlplane-oldest "$1" providerless; }
+
+# hash_of FILE...: of their contents, below tools/.
+hash_of() { (cd "$root/tools" && cat "$@") | sha256sum | cut -c1-16; }
+
+# build_apiserver MODULE DIRECTORY TAGS
+build_apiserver() {
+	version=$(sed -n 's,^[[:space:]]*k8s.io/kubernetes \(v[0-9.]*\).*,\1,p' "$root/tools/$1/go.mod")
 	minor=${version#v*.}
 	minor=${minor%%.*}
 	pkg=k8s.io/component-base/version
-	say "building kube-apiserver $version and etcd (about 5 minutes the first time)"
+	say "building kube-apiserver $version (about 5 minutes the first time)"
 	# go build does not stamp the version; without it the API server calls itself v0.0.0-master.
-	(cd "$root/tools/controlplane" &&
-		go build -trimpath -o "$1/" -ldflags "-s -w -X $pkg.gitVersion=$version -X $pkg.gitMajor=1 -X $pkg.gitMinor=$minor -X $pkg.gitTreeState=clean -X $pkg.gitCommit=none -X $pkg.buildDate=1970-01-01T00:00:00Z" \
-			k8s.io/kubernetes/cmd/kube-apiserver &&
-		go build -trimpath -o "$1/etcd" -ldflags "-s -w" go.etcd.io/etcd/server/v3)
+	(cd "$root/tools/$1" &&
+		go build -trimpath -tags "$3" -o "$2/" -ldflags "-s -w -X $pkg.gitVersion=$version -X $pkg.gitMajor=1 -X $pkg.gitMinor=$minor -X $pkg.gitTreeState=clean -X $pkg.gitCommit=none -X $pkg.buildDate=1970-01-01T00:00:00Z" \
+			k8s.io/kubernetes/cmd/kube-apiserver)
+}
+
+# certmanager: cert-manager's own controllers, as far as the chart needs them, and its CRDs.
+setup_certmanager() {
+	place "$cache/certmanager-$(hash_of certmanager/main.go certmanager/go.mod certmanager/go.sum)" build_certmanager
+}
+
+build_certmanager() {
+	say "building cert-manager's controllers (some minutes the first time)"
+	(cd "$root/tools/certmanager" &&
+		go build -trimpath -o "$1/" -ldflags "-s -w" . &&
+		module=$(go list -m -f '{{.Dir}}' github.com/cert-manager/cert-manager) &&
+		mkdir "$1/crds" &&
+		cp "$module"/deploy/crds/*.yaml "$1/crds")
 }
 
 # helm: renders and checks the chart.
@@ -68,8 +98,7 @@ build_helm() {
 # kubeconform: checks rendered objects against schemas, which tools/schemas makes.
 kubeconform_version=v0.8.0
 setup_kubeconform() {
-	hash=$(cat "$root/tools/schemas/main.go" "$root/tools/controlplane/go.mod" | sha256sum | cut -c1-16)
-	place "$cache/kubeconform-$kubeconform_version-$hash" build_kubeconform
+	place "$cache/kubeconform-$kubeconform_version-$(hash_of schemas/main.go controlplane/go.mod)" build_kubeconform
 }
 
 build_kubeconform() {
@@ -141,12 +170,12 @@ build_guest() {
 apt_download() { (cd "$1" && apt-get download -q -o APT::Sandbox::User=root "$package" >/dev/null); }
 
 if [ $# -eq 0 ]; then
-	echo "usage: tools/setup.sh apt|guest|controlplane|helm|kubeconform|buildah ..." >&2
+	echo "usage: tools/setup.sh apt|guest|controlplane|oldest|certmanager|helm|kubeconform|buildah ..." >&2
 	exit 2
 fi
 for task in "$@"; do
 	case $task in
-	apt | guest | controlplane | helm | kubeconform | buildah) "setup_$task" ;;
+	apt | guest | controlplane | oldest | certmanager | helm | kubeconform | buildah) "setup_$task" ;;
 	*)
 		echo "tools/setup.sh: unknown task $task" >&2
 		exit 2

@@ -58,6 +58,27 @@ func ControlPlane() (string, error) {
 	return made("controlplane", "controlplane-"+hash)
 }
 
+// OldestAPIServer gives the path of the kube-apiserver of the oldest Kubernetes release that the chart
+// installs on. It goes with the etcd of ControlPlane.
+func OldestAPIServer() (string, error) {
+	hash, err := hash("tools/controlplane-oldest/go.mod", "tools/controlplane-oldest/go.sum")
+	if err != nil {
+		return "", err
+	}
+	dir, err := made("oldest", "oldest-"+hash)
+	return filepath.Join(dir, "kube-apiserver"), err
+}
+
+// CertManager gives the path of a program that runs cert-manager's controllers, and the directory of its CRDs.
+func CertManager() (program, crds string, err error) {
+	hash, err := hash("tools/certmanager/main.go", "tools/certmanager/go.mod", "tools/certmanager/go.sum")
+	if err != nil {
+		return "", "", err
+	}
+	dir, err := made("certmanager", "certmanager-"+hash)
+	return filepath.Join(dir, "certmanager"), filepath.Join(dir, "crds"), err
+}
+
 // Helm gives the path of the program helm.
 func Helm() (string, error) {
 	version, err := version("helm")

@@ -26,7 +26,18 @@ func TestSetupAndGoAgree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for task, want := range map[string]string{"controlplane": controlPlane, "helm": filepath.Dir(helm), "kubeconform": filepath.Dir(kubeconform)} {
+	oldest, err := OldestAPIServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	certManager, _, err := CertManager()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for task, want := range map[string]string{
+		"controlplane": controlPlane, "oldest": filepath.Dir(oldest), "certmanager": filepath.Dir(certManager),
+		"helm": filepath.Dir(helm), "kubeconform": filepath.Dir(kubeconform),
+	} {
 		if task == "controlplane" && os.Getenv("KUBEBUILDER_ASSETS") != "" {
 			continue // given from outside, so setup.sh has no say
 		}
