@@ -172,6 +172,12 @@ func secretCA(ctx context.Context, m *Managed) (*x509.Certificate, error) {
 // newCA makes a CA that is valid from and to these times after now.
 func newCA(t *testing.T, from, to time.Duration) *x509.Certificate {
 	t.Helper()
+	ca, _ := newCAWithKey(t, from, to)
+	return ca
+}
+
+func newCAWithKey(t *testing.T, from, to time.Duration) (*x509.Certificate, *ecdsa.PrivateKey) {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -189,5 +195,5 @@ func newCA(t *testing.T, from, to time.Duration) *x509.Certificate {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return c
+	return c, key
 }

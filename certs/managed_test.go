@@ -247,6 +247,45 @@ func TestDue(t *testing.T) {
 	}
 }
 
+// A clock that was set, or a machine that slept, shows in a certificate whose time is not now. It is not served for
+// long: the next look has another one made.
+func TestClockJumps(t *testing.T) {
+	for name, c := range map[string]struct {
+		jump time.Duration // of the certificate's times; the clock's jump is the other way
+		want string
+	}{
+		"set back":         {time.Hour, "was the clock set back?"},
+		"ahead, or asleep": {-DefaultLeafDuration - time.Hour, "the serving certificate expired on"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := place(t)
+			configure(t, &m)
+			start(t, &m)
+			await(t, "ready", m.Ready)
+			before, err := m.source.GetCertificate(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			leaf := *before.Leaf
+			leaf.NotBefore, leaf.NotAfter = leaf.NotBefore.Add(c.jump), leaf.NotAfter.Add(c.jump)
+			m.mu.Lock()
+			m.gate.mu.Lock()
+			before.Leaf, m.gate.leaf, m.serving = &leaf, &leaf, before
+			m.gate.mu.Unlock()
+			m.mu.Unlock()
+			if err := says(m.Ready(), c.want); err != nil {
+				t.Error(err)
+			}
+			await(t, "ready again", m.Ready)
+			after, err := m.GetCertificate(nil)
+			if err != nil || after.Leaf.Equal(&leaf) || invalid(after, time.Now()) != nil {
+				t.Errorf("it serves the same certificate, or one that is not valid now (%v)", err)
+			}
+		})
+	}
+}
+
 func says(err error, want string) error {
 	if err == nil || !strings.Contains(err.Error(), want) {
 		return fmt.Errorf("error is %v, want %q", err, want)
