@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -111,6 +112,12 @@ func run(signalled context.Context, args []string, out io.Writer) error {
 		m.Handle("/metrics", promhttp.HandlerFor(prometheus.Gatherers{registry, metrics.Registry}, promhttp.HandlerOpts{}))
 		if err := serve(ctx, cancel, o.metricsListen, m); err != nil {
 			return fmt.Errorf("-metrics-listen: %w", err)
+		}
+	}
+	if o.certDir != "" {
+		// The server would say the same, but not of which files.
+		if _, err := tls.LoadX509KeyPair(filepath.Join(o.certDir, "tls.crt"), filepath.Join(o.certDir, "tls.key")); err != nil {
+			return fmt.Errorf("-cert-dir is %q, want tls.crt and its tls.key there: %w", o.certDir, err)
 		}
 	}
 	log.Info("starting", "release", plan.Release, "listen", o.listen, "dataPlaneImage", o.image.Name, "defaultMode", o.mode)

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"bytes"
+	"crypto/tls"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A mounted Secret that somebody breaks does not reach API servers: the webhook says so and goes on with what it has, until
+// there is a pair again. TestCertManager has the whole way from an issuer to an admission.
+func TestBrokenPairIsNotServed(t *testing.T) {
+	for name, files := range map[string]map[string]string{
+		"key broken":            {"tls.key": "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"},
+		"key emptied":           {"tls.key": ""},
+		"certificate is none":   {"tls.crt": "none"},
+		"key of something else": {"tls.key": "other"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir, client := certificate(t)
+			other, _ := certificate(t)
+			listen, health := freeAddress(t), freeAddress(t)
+			// A process of its own, since loggers are global.
+			cmd := exec.Command(os.Args[0], "-listen", listen, "-health-listen", health, "-metrics-listen=", "-cert-dir", dir, "-cluster=false")
+			cmd.Env = append(os.Environ(), asProgram+"=1")
+			log := &safeBuffer{}
+			cmd.Stderr = log
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			done := make(chan error, 1)
+			go func() { done <- cmd.Wait() }()
+			defer func() { _ = cmd.Process.Kill() }()
+			waitFor(t, done, "http://"+health+"/readyz", http.StatusOK)
+			old := served(t, listen)
+			for file, text := range files {
+				content := []byte(text)
+				if text == "other" {
+					content = read(t, filepath.Join(other, file))
+				}
+				replace(t, filepath.Join(dir, file), content)
+			}
+			for deadline := time.Now().Add(time.Minute); !strings.Contains(log.String(), `"level":"ERROR","msg":"error re-reading certificate"`); time.Sleep(20 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatalf("no word of it in the log\n%s", log)
+				}
+			}
+			if !bytes.Equal(served(t, listen), old) {
+				t.Error("another certificate is served")
+			}
+			if _, err := client.Post("https://"+listen+"/mutate", "application/json", strings.NewReader(badReview)); err != nil {
+				t.Errorf("a client that trusts the old certificate: %v", err)
+			}
+			for _, file := range []string{"tls.crt", "tls.key"} {
+				replace(t, filepath.Join(dir, file), read(t, filepath.Join(other, file)))
+			}
+			for deadline := time.Now().Add(time.Minute); bytes.Equal(served(t, listen), old); time.Sleep(20 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("the new pair is not served")
+				}
+			}
+		})
+	}
+}
+
+// With a broken pair from the start there is nothing to serve: it ends, and names the directory.
+func TestStartsWithAWholePairOnly(t *testing.T) {
+	for name, spoil := range map[string]func(dir string) error{
+		"no key":     func(dir string) error { return os.Remove(filepath.Join(dir, "tls.key")) },
+		"broken key": func(dir string) error { return os.WriteFile(filepath.Join(dir, "tls.key"), []byte("none"), 0o600) },
+	} {
+		dir, _ := certificate(t)
+		if err := spoil(dir); err != nil {
+			t.Fatal(err)
+		}
+		err := run(t.Context(), []string{"-cert-dir", dir, "-cluster=false", "-listen", freeAddress(t), "-health-listen", freeAddress(t), "-metrics-listen="}, io.Discard)
+		if want := `-cert-dir is "` + dir + `", want tls.crt and its tls.key there`; err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want %q", name, err, want)
+		}
+	}
+}
+
+// served gives the certificate at the address, trusted or not.
+func served(t *testing.T, address string) []byte {
+	t.Helper()
+	conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	return conn.ConnectionState().PeerCertificates[0].Raw
+}
+
+func read(t *testing.T, file string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// replace gives the file another content at once, by a rename.
+func replace(t *testing.T, file string, content []byte) {
+	t.Helper()
+	next := file + ".next"
+	if err := os.WriteFile(next, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(next, file); err != nil {
+		t.Fatal(err)
+	}
+}
