@@ -88,6 +88,7 @@ var steps = []Step{
 	{"say what is around the pod", sayFacts},
 	{"write the status", writeStatus},
 	{"record what was there before", writeRecord},
+	{"count the annotations' bytes", checkSize},
 }
 
 // state is what steps hand on to later steps.

@@ -3,12 +3,14 @@ package mutate
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
@@ -77,16 +79,20 @@ func adapted(pod *corev1.Pod) bool {
 // Remember adds to the record of an adapted pod how before looked where the two differ, so that Undo
 // gives before back. What is recorded already stays. Apply records by itself what it changes; this is
 // for callers that change annotations around it. A pod without a record, or with one that cannot be
-// read, stays as it is: Undo will say so.
+// read, stays as it is, and one whose annotations have no room for the whole record loses it: Undo will
+// say so.
 func Remember(before, after *corev1.Pod) {
 	if r, err := readRecord(after); err == nil && r != nil {
 		r.write(before, after)
+		if excess(after) > 0 {
+			delete(after.Annotations, annotations.Undo)
+		}
 	}
 }
 
-// writeRecord is the last step: it compares the pod with what it was. The record of an earlier
+// writeRecord compares the pod with what it was, when all else is done. The record of an earlier
 // admission of the same pod goes on. If that left none, the pod's first state is not known and none
-// is begun.
+// is begun. A record for which there is no room is left out: the pod works without.
 func writeRecord(pod *corev1.Pod, s *state) Reason {
 	r := &record{}
 	if adapted(s.before) { // else a record came with a copied manifest and says nothing about this pod
@@ -96,10 +102,54 @@ func writeRecord(pod *corev1.Pod, s *state) Reason {
 			return ""
 		}
 	}
-	if r != nil && r.write(s.before, pod) {
+	if r == nil {
+		return ""
+	}
+	changed := r.write(s.before, pod)
+	if n := excess(pod); n > 0 {
+		delete(pod.Annotations, annotations.Undo)
+		s.warn("annotation %s is left out, which uninject would need: the pod's annotations would have %d bytes more than the %d that the API server takes",
+			annotations.Undo, n, maxAnnotations)
+		if _, was := s.before.Annotations[annotations.Undo]; was {
+			s.changed("annotation %s: removed", annotations.Undo)
+		}
+	} else if changed {
 		s.changed("annotation %s: what was there before", annotations.Undo)
 	}
 	return ""
+}
+
+// maxAnnotations is what an API server takes of an object's annotations, keys and values together, in bytes.
+const maxAnnotations = validation.TotalAnnotationSizeLimitB
+
+// excess gives the bytes that the pod's annotations have more than the API server takes; negative, what
+// there is room for.
+func excess(pod *corev1.Pod) int {
+	n := -maxAnnotations
+	for k, v := range pod.Annotations {
+		n += len(k) + len(v)
+	}
+	return n
+}
+
+// checkSize is the last step. The API server would refuse the pod as well, but in words that let the user
+// look for the fault in a manifest that has none. One that is too large by itself is left to it.
+func checkSize(pod *corev1.Pod, s *state) Reason {
+	n := excess(pod)
+	if n <= 0 || excess(s.before) > 0 {
+		return ""
+	}
+	var set []string
+	for _, k := range slices.Sorted(maps.Keys(pod.Annotations)) {
+		if was, ok := s.before.Annotations[k]; !ok || was != pod.Annotations[k] {
+			set = append(set, k)
+		}
+	}
+	return s.invalid(&field.Error{
+		Type: field.ErrorTypeTooLong, Field: annotationsPath.String(),
+		Detail: fmt.Sprintf("the API server takes %d bytes, and there would be %d with what MeshVirt sets (%s): want %d bytes fewer",
+			maxAnnotations, maxAnnotations+n, strings.Join(set, ", "), n),
+	})
 }
 
 // write adds what differs and puts r into after's annotation. It reports whether that changed.
