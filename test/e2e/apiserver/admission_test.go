@@ -22,23 +22,25 @@ import (
 // Every recorded pod comes back with Istio's containers and, right behind the one that sets up or
 // checks the redirection, ours: MeshVirt was called after Istio. Nothing else differs from what
 // admission makes of the pod without MeshVirt, but Istio's settings for the guest's interface.
-func TestAdaptsWhatIstioInjected(t *testing.T) {
-	recordings(t, func(t *testing.T, r *Recording) {
+func TestAdaptsWhatIstioInjected(t *testing.T) { each(t, testAdaptsWhatIstioInjected) }
+
+func testAdaptsWhatIstioInjected(t *testing.T, s *site) {
+	s.recordings(t, func(t *testing.T, r *Recording) {
 		ctx := t.Context()
-		with, without := namespace(t, r), namespace(t, r, "meshvirt.io/inject=disabled")
-		plain, err := cluster.Admit(ctx, without, r.Pod)
+		with, without := s.namespace(t, r), s.namespace(t, r, "meshvirt.io/inject=disabled")
+		plain, err := s.Admit(ctx, without, r.Pod)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if adapted(plain) {
 			t.Fatalf("the pod was adapted in a namespace that opted out: %v", names(plain.Spec.InitContainers))
 		}
-		if _, err := cluster.Admit(ctx, with, r.Pod); err != nil {
+		if _, err := s.Admit(ctx, with, r.Pod); err != nil {
 			t.Fatal(err)
 		}
 		// Read back rather than taken from the answer: what is stored is what a kubelet would run.
 		var stored corev1.PodList
-		if err := cluster.Client.List(ctx, &stored, client.InNamespace(with)); err != nil || len(stored.Items) != 1 {
+		if err := s.Client.List(ctx, &stored, client.InNamespace(with)); err != nil || len(stored.Items) != 1 {
 			t.Fatalf("%d pods are stored (%v), want 1", len(stored.Items), err)
 		}
 		pod := &stored.Items[0]
@@ -77,34 +79,38 @@ func TestAdaptsWhatIstioInjected(t *testing.T) {
 // One call is enough, because ours comes after Istio's: were it the other way round, what Istio adds
 // would cost a second one. (So does a token that the API server mounts into the new containers after
 // both; this pod wants none.)
-func TestIsCalledAfterIstio(t *testing.T) {
-	r := vmWeb(t)
-	here := namespace(t, r)
+func TestIsCalledAfterIstio(t *testing.T) { each(t, testIsCalledAfterIstio) }
+
+func testIsCalledAfterIstio(t *testing.T, s *site) {
+	r := s.vmWeb(t)
+	here := s.namespace(t, r)
 	pod := r.Pod.DeepCopy()
 	pod.Spec.AutomountServiceAccountToken = new(bool)
-	before := reviews(t)
-	got, err := cluster.Admit(t.Context(), here, pod)
+	before := s.reviews(t)
+	got, err := s.Admit(t.Context(), here, pod)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := reviews(t) - before; n != 1 || !adapted(got) {
+	if n := s.reviews(t) - before; n != 1 || !adapted(got) {
 		t.Errorf("%d reviews (want 1), adapted: %v (want true)", n, adapted(got))
 	}
 }
 
 // Pods of no concern never reach the webhook, and so do not depend on it.
-func TestOtherPodsStayAway(t *testing.T) {
+func TestOtherPodsStayAway(t *testing.T) { each(t, testOtherPodsStayAway) }
+
+func testOtherPodsStayAway(t *testing.T, s *site) {
 	ctx := t.Context()
-	vm := vmWeb(t)
+	vm := s.vmWeb(t)
 	edited := func(edit func(*corev1.Pod)) *corev1.Pod {
 		pod := vm.Pod.DeepCopy()
 		edit(pod)
 		return pod
 	}
-	here := namespace(t, vm)
-	out := namespace(t, vm, "meshvirt.io/inject=disabled")
+	here := s.namespace(t, vm)
+	out := s.namespace(t, vm, "meshvirt.io/inject=disabled")
 	for _, name := range []string{WebhookNamespace, metav1.NamespaceSystem} {
-		if err := cluster.Namespace(ctx, name, nil); err != nil {
+		if err := s.Namespace(ctx, name, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -123,12 +129,12 @@ func TestOtherPodsStayAway(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			before := reviews(t)
-			pod, err := cluster.Admit(ctx, c.namespace, c.pod)
+			before := s.reviews(t)
+			pod, err := s.Admit(ctx, c.namespace, c.pod)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if n := reviews(t) - before; n != 0 || adapted(pod) {
+			if n := s.reviews(t) - before; n != 0 || adapted(pod) {
 				t.Errorf("%d reviews (want none), adapted: %v (want false)", n, adapted(pod))
 			}
 		})
@@ -141,9 +147,9 @@ func TestOtherPodsStayAway(t *testing.T) {
 		"VM with an unknown label here": edited(func(p *corev1.Pod) { p.Labels["meshvirt.io/inject"] = "yes" }),
 	} {
 		t.Run(name, func(t *testing.T) {
-			before := reviews(t)
-			_, err := cluster.Admit(ctx, here, pod)
-			if n := reviews(t) - before; n == 0 {
+			before := s.reviews(t)
+			_, err := s.Admit(ctx, here, pod)
+			if n := s.reviews(t) - before; n == 0 {
 				t.Errorf("no review (admission error: %v), want one", err)
 			}
 		})
@@ -151,35 +157,39 @@ func TestOtherPodsStayAway(t *testing.T) {
 }
 
 // While the webhook is away, VMs are refused, since policy Fail is the chart's default; nothing else is.
-func TestOutage(t *testing.T) {
+func TestOutage(t *testing.T) { each(t, testOutage) }
+
+func testOutage(t *testing.T, s *site) {
 	ctx := t.Context()
-	vm := vmWeb(t)
-	here := namespace(t, vm)
-	if err := webhook.StopProcess(); err != nil {
+	vm := s.vmWeb(t)
+	here := s.namespace(t, vm)
+	if err := s.webhook.StopProcess(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := webhook.Start(context.Background()); err != nil {
+		if err := s.webhook.Start(context.Background()); err != nil {
 			t.Errorf("start the webhook again: %v", err)
 		}
 	})
-	if _, err := cluster.Admit(ctx, here, probePod(map[string]string{"app": "web"})); err != nil {
+	if _, err := s.Admit(ctx, here, probePod(map[string]string{"app": "web"})); err != nil {
 		t.Errorf("a pod that is no VM: %v", err)
 	}
 	optedOut := vm.Pod.DeepCopy()
 	optedOut.Annotations["meshvirt.io/inject"] = "false"
-	if _, err := cluster.Admit(ctx, here, optedOut); err != nil {
+	if _, err := s.Admit(ctx, here, optedOut); err != nil {
 		t.Errorf("a VM that opted out: %v", err)
 	}
-	_, err := cluster.Admit(ctx, here, vm.Pod)
+	_, err := s.Admit(ctx, here, vm.Pod)
 	if want := `failed calling webhook "` + WebhookName + `"`; err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("a VM: got error %v, want one with %q", err, want)
 	}
 }
 
-func TestDeniesBadAnnotations(t *testing.T) {
-	r := vmWeb(t)
-	here := namespace(t, r)
+func TestDeniesBadAnnotations(t *testing.T) { each(t, testDeniesBadAnnotations) }
+
+func testDeniesBadAnnotations(t *testing.T, s *site) {
+	r := s.vmWeb(t)
+	here := s.namespace(t, r)
 	pod := r.Pod.DeepCopy()
 	bad := map[string]string{
 		annotations.Mode:                 "teleport",
@@ -187,7 +197,7 @@ func TestDeniesBadAnnotations(t *testing.T) {
 		annotations.ExcludeInboundPorts:  "ssh",
 	}
 	maps.Copy(pod.Annotations, bad)
-	_, err := cluster.Admit(t.Context(), here, pod)
+	_, err := s.Admit(t.Context(), here, pod)
 	var status apierrors.APIStatus
 	if !errors.As(err, &status) {
 		t.Fatalf("got error %v, want a denial", err)
@@ -202,10 +212,12 @@ func TestDeniesBadAnnotations(t *testing.T) {
 	}
 }
 
-func TestDryRun(t *testing.T) {
-	r := vmWeb(t)
-	here := namespace(t, r)
-	pod, err := cluster.Admit(t.Context(), here, r.Pod, client.DryRunAll)
+func TestDryRun(t *testing.T) { each(t, testDryRun) }
+
+func testDryRun(t *testing.T, s *site) {
+	r := s.vmWeb(t)
+	here := s.namespace(t, r)
+	pod, err := s.Admit(t.Context(), here, r.Pod, client.DryRunAll)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +225,7 @@ func TestDryRun(t *testing.T) {
 		t.Errorf("the pod is not adapted: init containers %v, annotations %v", names(pod.Spec.InitContainers), pod.Annotations)
 	}
 	var stored corev1.PodList
-	if err := cluster.Client.List(t.Context(), &stored, client.InNamespace(here)); err != nil || len(stored.Items) != 0 {
+	if err := s.Client.List(t.Context(), &stored, client.InNamespace(here)); err != nil || len(stored.Items) != 0 {
 		t.Errorf("%d pods are stored (%v), want none", len(stored.Items), err)
 	}
 }

@@ -78,7 +78,7 @@ func (c *Cluster) template(values []string) ([][]byte, error) {
 	}
 	args := []string{
 		"template", "meshvirt", filepath.Join(root, "charts", "meshvirt"), "--namespace=" + WebhookNamespace,
-		"--kube-version=1.37.1", "--set=webhook.certificateSecret=meshvirt-tls", "--set-file=webhook.caBundle=" + ca,
+		"--kube-version=" + c.Version, "--set=webhook.certificateSecret=meshvirt-tls", "--set-file=webhook.caBundle=" + ca,
 	}
 	for _, v := range values {
 		args = append(args, "--set="+v)

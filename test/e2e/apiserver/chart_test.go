@@ -16,9 +16,11 @@ import (
 
 // The API server takes everything that the chart renders, unknown fields being errors, and its pods in
 // a namespace that admits only what meets the restricted Pod Security Standard.
-func TestChartInstalls(t *testing.T) {
-	restricted := namespace(t, nil, "pod-security.kubernetes.io/enforce=restricted")
-	documents, err := cluster.template(nil)
+func TestChartInstalls(t *testing.T) { each(t, testChartInstalls) }
+
+func testChartInstalls(t *testing.T, s *site) {
+	restricted := s.namespace(t, nil, "pod-security.kubernetes.io/enforce=restricted")
+	documents, err := s.template(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +37,7 @@ func TestChartInstalls(t *testing.T) {
 		} else if !strings.HasPrefix(kind, "Cluster") {
 			object.SetNamespace(restricted)
 		}
-		if err := cluster.Client.Create(t.Context(), object, client.DryRunAll, client.FieldValidation(metav1.FieldValidationStrict)); err != nil {
+		if err := s.Client.Create(t.Context(), object, client.DryRunAll, client.FieldValidation(metav1.FieldValidationStrict)); err != nil {
 			t.Errorf("%s: %v", kind, err)
 		}
 		if kind != "Deployment" {
@@ -49,7 +51,7 @@ func TestChartInstalls(t *testing.T) {
 		// Not there, as nothing was really installed.
 		template.Spec.ServiceAccountName, template.Spec.DeprecatedServiceAccount = "", ""
 		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{GenerateName: "webhook-", Labels: template.Labels}, Spec: template.Spec}
-		if _, err := cluster.Admit(t.Context(), restricted, pod, client.DryRunAll); err != nil {
+		if _, err := s.Admit(t.Context(), restricted, pod, client.DryRunAll); err != nil {
 			t.Errorf("the webhook's pod: %v", err)
 		}
 	}

@@ -6,6 +6,7 @@ package apiserver
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -19,6 +20,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/version"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -38,9 +40,12 @@ const poll = 20 * time.Millisecond
 type Cluster struct {
 	// Client is an administrator's. It reads without a cache.
 	Client client.Client
+	// Version is the release of the API server, such as "v1.37.1".
+	Version string
 
 	warnings  warnings
 	dir       string
+	programs  []string // kube-apiserver, etcd
 	env       *envtest.Environment
 	rest      *rest.RESTClient
 	authority *authority
@@ -54,23 +59,39 @@ type Cluster struct {
 
 // Start starts both programs. They, and what the methods of the cluster start, write their logs and
 // files to dir, which must exist and is left alone by Stop.
-func Start(dir string) (_ *Cluster, err error) {
+func Start(dir string) (*Cluster, error) {
 	programs, err := tools.ControlPlane()
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{dir: dir}
+	return start(dir, filepath.Join(programs, "kube-apiserver"), filepath.Join(programs, "etcd"))
+}
+
+// StartOldest is Start with the kube-apiserver of the oldest Kubernetes release that the chart installs on.
+func StartOldest(dir string) (*Cluster, error) {
+	programs, err := tools.ControlPlane()
+	if err != nil {
+		return nil, err
+	}
+	server, err := tools.OldestAPIServer()
+	if err != nil {
+		return nil, err
+	}
+	return start(dir, server, filepath.Join(programs, "etcd"))
+}
+
+func start(dir, serverProgram, etcdProgram string) (_ *Cluster, err error) {
+	c := &Cluster{dir: dir, programs: []string{serverProgram, etcdProgram}}
 	defer func() {
 		if err != nil {
 			_ = c.Stop()
 		}
 	}()
-	c.program = sync.OnceValues(c.build)
+	c.program = sync.OnceValues(func() (string, error) { return build(dir) })
 	if c.authority, err = newAuthority(); err != nil {
 		return nil, err
 	}
 	c.env = &envtest.Environment{
-		BinaryAssetsDirectory:    programs,
 		UseExistingCluster:       new(bool), // whatever the environment says
 		ControlPlaneStartTimeout: patience,
 		ControlPlaneStopTimeout:  patience,
@@ -79,13 +100,14 @@ func Start(dir string) (_ *Cluster, err error) {
 	if err != nil {
 		return nil, err
 	}
-	c.env.ControlPlane.Etcd = &envtest.Etcd{Out: etcdLog, Err: etcdLog, DataDir: filepath.Join(dir, "etcd")}
+	c.env.ControlPlane.Etcd = &envtest.Etcd{Path: etcdProgram, Out: etcdLog, Err: etcdLog, DataDir: filepath.Join(dir, "etcd")}
 	serverLog, err := c.log("kube-apiserver.log")
 	if err != nil {
 		return nil, err
 	}
 	server := c.env.ControlPlane.GetAPIServer()
-	server.Out, server.Err, server.CertDir = serverLog, serverLog, filepath.Join(dir, "kube-apiserver")
+	server.Path, server.CertDir = serverProgram, filepath.Join(dir, "kube-apiserver")
+	server.Out, server.Err = serverLog, serverLog
 	if err := errors.Join(os.Mkdir(c.env.ControlPlane.Etcd.DataDir, 0o700), os.Mkdir(server.CertDir, 0o700)); err != nil {
 		return nil, err
 	}
@@ -97,7 +119,7 @@ func Start(dir string) (_ *Cluster, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("start control plane: %w (logs in %s)", err, dir)
 	}
-	started, err := children(programs)
+	started, err := children(c.programs...)
 	if err != nil {
 		return nil, err
 	}
@@ -114,14 +136,27 @@ func Start(dir string) (_ *Cluster, err error) {
 	if c.rest, err = rest.RESTClientFor(config); err != nil {
 		return nil, err
 	}
+	if c.Version, err = c.version(); err != nil {
+		return nil, fmt.Errorf("ask the API server for its version: %w", err)
+	}
 	return c, nil
+}
+
+func (c *Cluster) version() (string, error) {
+	b, err := c.rest.Get().AbsPath("/version").DoRaw(context.Background())
+	if err != nil {
+		return "", err
+	}
+	var v version.Info
+	err = json.Unmarshal(b, &v)
+	return v.GitVersion, err
 }
 
 // RestartAPIServer kills kube-apiserver, starts it again at the same address, and returns when it is
 // ready. etcd goes on. (Ended in order, it would wait a minute for the watches of webhooks.)
 func (c *Cluster) RestartAPIServer() error {
 	server := c.env.ControlPlane.GetAPIServer()
-	pids, err := children(c.env.BinaryAssetsDirectory)
+	pids, err := children(c.programs...)
 	if err != nil {
 		return err
 	}
@@ -141,7 +176,7 @@ func (c *Cluster) RestartAPIServer() error {
 	if err := server.Start(); err != nil {
 		return fmt.Errorf("start kube-apiserver again: %w", err)
 	}
-	started, err := children(c.env.BinaryAssetsDirectory)
+	started, err := children(c.programs...)
 	if err != nil {
 		return err
 	}

@@ -42,28 +42,26 @@ type factsCluster struct {
 	*Cluster
 	istio   *Injector
 	webhook *replica
+	// corpus are the VMs' releases: of KubeVirt, and of Istio with the way it was set up.
+	corpus [2]string
 }
+
+// Those for the newest Kubernetes and for the oldest.
+var (
+	newestCorpus = [2]string{"v1.9.0", "1.31.0-rc.0-native"}
+	oldestCorpus = [2]string{"v1.0.1", "1.22.8-classic"}
+)
 
 const factsNamespace = "vms"
 
-func startFacts(t *testing.T) *factsCluster {
+func startFacts(t *testing.T, start func(dir string) (*Cluster, error), corpus [2]string) *factsCluster {
 	t.Helper()
 	if err := tools.Uses("certs", "test/corpus"); err != nil {
 		t.Fatal(err)
 	}
-	if err := uses(); err != nil {
-		t.Fatal(err)
-	}
-	c, err := Start(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := c.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	f := &factsCluster{Cluster: c}
+	c := startCluster(t, start)
+	f := &factsCluster{Cluster: c, corpus: corpus}
+	var err error
 	if f.istio, err = c.StartInjector(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -96,14 +94,14 @@ func (f *factsCluster) namespace(t *testing.T, name string, labels map[string]st
 }
 
 // corpusVM reads a VM of the corpus: its VMI and what Istio made of its pod.
-func corpusVM(t *testing.T, name string) (*unstructured.Unstructured, *Recording) {
+func (f *factsCluster) corpusVM(t *testing.T, name string) (*unstructured.Unstructured, *Recording) {
 	t.Helper()
 	root, err := tools.Root()
 	if err != nil {
 		t.Fatal(err)
 	}
 	read := func(file string, into any) {
-		b, err := os.ReadFile(filepath.Join(root, "test/corpus/pods/v1.9.0", name, file))
+		b, err := os.ReadFile(filepath.Join(root, "test/corpus/pods", f.corpus[0], name, file))
 		if err == nil {
 			err = yaml.Unmarshal(b, into)
 		}
@@ -115,7 +113,7 @@ func corpusVM(t *testing.T, name string) (*unstructured.Unstructured, *Recording
 	pod, injected := &corev1.Pod{}, &corev1.Pod{}
 	read("vmi.yaml", &vmi.Object)
 	read("pod.yaml", pod)
-	read("injected-1.31.0-rc.0-native.yaml", injected)
+	read("injected-"+f.corpus[1]+".yaml", injected)
 	r, err := newRecording(pod, injected)
 	if err != nil {
 		t.Fatal(err)
@@ -127,7 +125,7 @@ func corpusVM(t *testing.T, name string) (*unstructured.Unstructured, *Recording
 // virt-controller would create for it. A VMI that is not to be made is only named.
 func (f *factsCluster) vm(t *testing.T, namespace, corpus, name string, made bool, edit func(vmi *unstructured.Unstructured)) *corev1.Pod {
 	t.Helper()
-	vmi, recording := corpusVM(t, corpus)
+	vmi, recording := f.corpusVM(t, corpus)
 	f.istio.Use(namespace, recording)
 	vmi.SetNamespace(namespace)
 	vmi.SetName(name)
@@ -232,6 +230,28 @@ func (f *factsCluster) await(t *testing.T, what string, check func() bool) {
 			t.Fatalf("not after %s: %s", patience, what)
 		}
 	}
+}
+
+// serveVMIs makes the API server serve VMIs.
+func (f *factsCluster) serveVMIs(t *testing.T) {
+	t.Helper()
+	crd := &unstructured.Unstructured{}
+	if err := yaml.Unmarshal([]byte(vmiCRD), &crd.Object); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Client.Create(t.Context(), crd); err != nil {
+		t.Fatal(err)
+	}
+	f.awaitVMIs(t)
+}
+
+// awaitQuestions waits until the webhook asks for VMIs again, after it was told that there are none.
+func (f *factsCluster) awaitQuestions(t *testing.T) {
+	t.Helper()
+	f.await(t, "the webhook asks for VMIs again", func() bool {
+		_, warnings := f.admit(t, factsNamespace, f.vm(t, factsNamespace, custom, "early", false, nil), client.DryRunAll)
+		return strings.Contains(warnings, "there is no vms/early")
+	})
 }
 
 // awaitVMIs waits until the API server serves VMIs.

@@ -11,11 +11,13 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/yaml"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
+
+// custom is a VM whose guest has addresses of its own, which only the VMI tells.
+const custom = "masquerade-dualstack-cidrs"
 
 //	pod ──► API server ──► webhook, with the rights of the chart's ServiceAccount
 //	          ▲   ▲  VMI from the watch, or a GET  │
@@ -25,8 +27,7 @@ import (
 // The webhook starts in a cluster without KubeVirt, whose API comes later.
 func TestFacts(t *testing.T) {
 	ctx := t.Context()
-	f := startFacts(t)
-	const custom = "masquerade-dualstack-cidrs"
+	f := startFacts(t, Start, newestCorpus)
 	alone := func(t *testing.T, pod *corev1.Pod, warnings, why string) {
 		t.Helper()
 		if want := "the VirtualMachineInstance is not known (" + why; !strings.Contains(warnings, want) || !strings.Contains(warnings, "): decided by the pod alone") {
@@ -41,18 +42,8 @@ func TestFacts(t *testing.T) {
 		pod, warnings := f.admit(t, factsNamespace, f.vm(t, factsNamespace, custom, "early", false, nil))
 		alone(t, pod, warnings, "the API server does not know virtualmachineinstances.kubevirt.io")
 	})
-	crd := &unstructured.Unstructured{}
-	if err := yaml.Unmarshal([]byte(vmiCRD), &crd.Object); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.Client.Create(ctx, crd); err != nil {
-		t.Fatal(err)
-	}
-	f.awaitVMIs(t)
-	f.await(t, "the webhook asks for VMIs again", func() bool {
-		_, warnings := f.admit(t, factsNamespace, f.vm(t, factsNamespace, custom, "early", false, nil), client.DryRunAll)
-		return strings.Contains(warnings, "there is no vms/early")
-	})
+	f.serveVMIs(t)
+	f.awaitQuestions(t)
 
 	t.Run("known", func(t *testing.T) {
 		in := f.vm(t, factsNamespace, custom, "known", true, func(vmi *unstructured.Unstructured) {
@@ -101,6 +92,8 @@ func TestFacts(t *testing.T) {
 			t.Errorf("event %+v", e)
 		}
 	})
+
+	t.Run("generateName", f.testGenerateName)
 
 	t.Run("from the watch", func(t *testing.T) {
 		in := f.vm(t, factsNamespace, custom, "watched", true, nil)

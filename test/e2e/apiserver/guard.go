@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -35,8 +36,8 @@ func guard(pids ...int) (release func(), err error) {
 	}, nil
 }
 
-// children gives the child processes that run a program of the directory.
-func children(programs string) ([]int, error) {
+// children gives the child processes that run one of the programs.
+func children(programs ...string) ([]int, error) {
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
 		return nil, err
@@ -50,7 +51,7 @@ func children(programs string) ([]int, error) {
 		// The second field is the name in parentheses, which may hold anything; state and parent follow.
 		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 		exe, err := os.Readlink(filepath.Join(filepath.Dir(file), "exe"))
-		if err != nil || fields[1] != strconv.Itoa(os.Getpid()) || filepath.Dir(exe) != filepath.Clean(programs) {
+		if err != nil || fields[1] != strconv.Itoa(os.Getpid()) || !slices.Contains(programs, exe) {
 			continue
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))

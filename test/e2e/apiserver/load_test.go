@@ -25,18 +25,7 @@ const (
 // none starts unadapted.
 func TestLoad(t *testing.T) {
 	ctx := t.Context()
-	if err := uses(); err != nil {
-		t.Fatal(err)
-	}
-	c, err := Start(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := c.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	c := startCluster(t, Start)
 	istio, err := c.StartInjector(ctx)
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -14,6 +15,7 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
@@ -23,11 +25,18 @@ import (
 	"github.com/meshvirt/meshvirt/tools"
 )
 
-// One control plane serves the whole package: a start takes as long as all of its tests.
-var (
-	cluster  *Cluster
+// site is a control plane with Istio's injector and the webhook.
+type site struct {
+	*Cluster
 	injector *Injector
 	webhook  *Webhook
+}
+
+var (
+	// One control plane of each release serves the whole package: a start takes as long as all of its tests.
+	newest, oldest *site
+	// program is cmd/webhook, which takes seconds to link, for all clusters.
+	program func() (string, error)
 )
 
 func TestMain(m *testing.M) {
@@ -44,27 +53,99 @@ func run(m *testing.M) (code int, err error) {
 		return m.Run(), nil // TestGuard in the process it starts
 	}
 	ctrllog.SetLogger(logr.Discard()) // or controller-runtime complains after a while that nobody did
-	ctx := context.Background()
 	dir, err := os.MkdirTemp("", "meshvirt-apiserver-")
 	if err != nil {
 		return 0, err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	if cluster, err = Start(dir); err != nil {
-		return 0, err
-	}
-	defer func() {
-		if e := cluster.Stop(); err == nil {
-			err = e
+	program = sync.OnceValues(func() (string, error) { return build(dir) })
+	var group errgroup.Group
+	for _, s := range []struct {
+		place **site
+		name  string
+		start func(dir string) (*Cluster, error)
+	}{{&newest, "newest", Start}, {&oldest, "oldest", StartOldest}} {
+		dir := filepath.Join(dir, s.name)
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return 0, err
 		}
-	}()
-	if injector, err = cluster.StartInjector(ctx); err != nil {
-		return 0, err
+		*s.place = &site{}
+		defer func() {
+			if e := (*s.place).stop(); err == nil {
+				err = e
+			}
+		}()
+		group.Go(func() error { return (*s.place).start(dir, s.start) })
 	}
-	if webhook, err = cluster.StartWebhook(ctx); err != nil {
+	if err := group.Wait(); err != nil {
 		return 0, err
 	}
 	return m.Run(), nil
+}
+
+func (s *site) start(dir string, start func(dir string) (*Cluster, error)) (err error) {
+	ctx := context.Background()
+	if s.Cluster, err = start(dir); err != nil {
+		return err
+	}
+	s.program = program
+	if s.injector, err = s.StartInjector(ctx); err != nil {
+		return err
+	}
+	s.webhook, err = s.StartWebhook(ctx)
+	return err
+}
+
+func (s *site) stop() error {
+	if s.Cluster == nil {
+		return nil
+	}
+	return s.Stop()
+}
+
+// startCluster starts one for a test of its own.
+func startCluster(t *testing.T, start func(dir string) (*Cluster, error)) *Cluster {
+	t.Helper()
+	if err := uses(); err != nil {
+		t.Fatal(err)
+	}
+	c, err := start(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.program = program
+	t.Cleanup(func() {
+		if err := c.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+// each runs f against the newest and the oldest API server.
+func each(t *testing.T, f func(t *testing.T, s *site)) {
+	for _, s := range []*site{newest, oldest} {
+		t.Run(s.Version, func(t *testing.T) { f(t, s) })
+	}
+}
+
+// The chart names the release of the oldest server as the oldest it installs on, and they differ at all.
+func TestServersAreTheReleasesSupported(t *testing.T) {
+	root, err := tools.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(filepath.Join(root, "charts/meshvirt/Chart.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	minor, _, _ := strings.Cut(strings.TrimPrefix(oldest.Version, "v1."), ".")
+	if want := `kubeVersion: ">=1.` + minor + `.0-0"`; !strings.Contains(string(b), want) {
+		t.Errorf("Chart.yaml does not have %s, and the oldest server is %s", want, oldest.Version)
+	}
+	if newest.Version == oldest.Version {
+		t.Errorf("both servers are %s", newest.Version)
+	}
 }
 
 // load reads a recording that is there.
@@ -83,6 +164,15 @@ func vmWeb(t *testing.T) *Recording {
 	return load(t, "v1.9.0", "masquerade-istio-ports", "1.31.0-rc.0-native")
 }
 
+// vmWeb is the recording for tests that do not depend on one, of a release that the site is for.
+func (s *site) vmWeb(t *testing.T) *Recording {
+	t.Helper()
+	if s == oldest {
+		return load(t, "v1.0.1", "masquerade-istio-ports", "1.22.8-classic")
+	}
+	return vmWeb(t)
+}
+
 var (
 	namespaces atomic.Int32
 	// What TestMain starts is made of these; `go test` watches from the first test on.
@@ -90,7 +180,7 @@ var (
 )
 
 // namespace makes a namespace with the labels (key=value), where r, if not nil, is injected.
-func namespace(t *testing.T, r *Recording, labels ...string) string {
+func (s *site) namespace(t *testing.T, r *Recording, labels ...string) string {
 	t.Helper()
 	if err := uses(); err != nil {
 		t.Fatal(err)
@@ -102,18 +192,18 @@ func namespace(t *testing.T, r *Recording, labels ...string) string {
 		set[k] = v
 	}
 	if r != nil {
-		injector.Use(name, r)
+		s.injector.Use(name, r)
 		maps.Copy(set, Injecting)
 	}
-	if err := cluster.Namespace(t.Context(), name, set); err != nil {
+	if err := s.Namespace(t.Context(), name, set); err != nil {
 		t.Fatal(err)
 	}
 	return name
 }
 
-func reviews(t *testing.T) int {
+func (s *site) reviews(t *testing.T) int {
 	t.Helper()
-	n, err := cluster.Reviews(t.Context(), WebhookName)
+	n, err := s.Reviews(t.Context(), WebhookName)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,21 +44,10 @@ const (
 // itself, is thrown away. The name of the configuration is fixed, so this cluster is the test's own.
 func TestManagedCertificate(t *testing.T) {
 	ctx := t.Context()
-	if err := uses(); err != nil {
-		t.Fatal(err)
-	}
 	if err := tools.Uses("certs"); err != nil {
 		t.Fatal(err)
 	}
-	c, err := Start(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := c.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	c := startCluster(t, Start)
 	istio, err := c.StartInjector(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -85,53 +74,22 @@ func TestManagedCertificate(t *testing.T) {
 		r.awaitReady(t)
 	}
 	service.use(replicas...)
-	old := caOfSecret(t, c)
+	old := caOfSecret(t, c, caSecretName)
 	if err := c.awaitReview(ctx, WebhookName, here, vm.Pod); err != nil {
 		t.Fatal(err)
 	}
 
-	var admitted, failed, unadapted int
-	create := func() {
-		pod, err := c.Admit(ctx, here, vm.Pod)
-		if admitted++; err != nil {
-			failed++
-			t.Error(err)
-		} else if !adapted(pod) {
-			unadapted++
-		}
-	}
-	// Each new port is a new connection, and so a handshake with what is served and trusted by then.
-	load := func(until func() bool) {
-		for deadline := time.Now().Add(patience); !until(); {
-			if time.Now().After(deadline) {
-				t.Fatalf("the certificates are of the old CA after %s", patience)
-			}
-			repoint(t, c, service.listen(t))
-			for range 5 {
-				create()
-				time.Sleep(50 * time.Millisecond)
-			}
-		}
-	}
-	rounds := 0
-	few := func() bool { rounds++; return rounds > 4 }
-	load(few)
+	load := &loader{Cluster: c, service: service, namespace: here, pod: vm.Pod}
+	load.few(t)
 	if err := c.Client.Delete(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: WebhookNamespace, Name: caSecretName}}); err != nil {
 		t.Fatal(err)
 	}
-	load(func() bool {
-		ca := caOfSecret(t, c)
+	load.until(t, "every replica serves a certificate of the new CA", func() bool {
+		ca := caOfSecret(t, c, caSecretName)
 		return !ca.Equal(old) && !slices.ContainsFunc(replicas, func(r *replica) bool { return served(t, r.reviews).CheckSignatureFrom(ca) != nil })
 	})
-	rounds = 0
-	load(few)
-	if failed+unadapted > 0 {
-		t.Errorf("of %d pods %d were refused and %d not adapted, want none", admitted, failed, unadapted)
-	}
-	if n := service.connections.Load(); n < 10 {
-		t.Errorf("the API server made %d connections to the webhook, want at least 10", n)
-	}
-	t.Logf("%d pods, %d connections", admitted, service.connections.Load())
+	load.few(t)
+	load.wantNoFailure(t)
 
 	// An upgrade leaves alone what the webhook wrote.
 	for _, r := range replicas {
@@ -148,11 +106,11 @@ func TestManagedCertificate(t *testing.T) {
 	}
 }
 
-// install installs the chart with its default values by helm, and gives the arguments of the webhook's container.
+// install installs the chart by helm, with values (--set=...) beside the default ones, and gives the arguments of the webhook's container.
 // The Service leads to this machine then.
-func install(t *testing.T, c *Cluster, service *frontEnd) (args []string) {
+func install(t *testing.T, c *Cluster, service *frontEnd, values ...string) (args []string) {
 	t.Helper()
-	helm(t, c, "install")
+	helm(t, c, "install", values...)
 	key := client.ObjectKey{Namespace: WebhookNamespace, Name: serviceName}
 	deployment := &appsv1.Deployment{}
 	if err := c.Client.Get(t.Context(), key, deployment); err != nil {
@@ -259,14 +217,22 @@ func startReplica(t *testing.T, c *Cluster, kubeconfig string, args []string) *r
 	}
 	process := exec.Command(program, slices.Concat(args, []string{"--listen=" + r.reviews, "--health-listen=" + r.health, "--metrics-listen=" + r.metrics})...)
 	process.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig)
+	requests := func(line string) bool { return strings.Contains(line, `"msg":"admission"`) }
+	r.process, r.stop = startProcess(t, "the webhook at "+r.reviews, process, requests)
+	return r
+}
+
+// startProcess starts one that ends with the test, if not by stop before. If the test fails, its log is shown without
+// the lines that are dull.
+func startProcess(t *testing.T, name string, process *exec.Cmd, dull func(line string) bool) (_ *os.Process, stop func()) {
+	t.Helper()
 	var log bytes.Buffer
 	process.Stdout, process.Stderr = &log, &log
 	if err := process.Start(); err != nil {
 		t.Fatal(err)
 	}
-	r.process = process.Process
 	release, err := guard(process.Process.Pid)
-	r.stop = sync.OnceFunc(func() {
+	stop = sync.OnceFunc(func() {
 		_ = process.Process.Kill()
 		_ = process.Wait()
 		if err == nil {
@@ -274,16 +240,19 @@ func startReplica(t *testing.T, c *Cluster, kubeconfig string, args []string) *r
 		}
 	})
 	t.Cleanup(func() {
-		r.stop()
+		stop()
 		if t.Failed() {
-			lines := slices.DeleteFunc(strings.Split(log.String(), "\n"), func(l string) bool { return strings.Contains(l, `"msg":"admission"`) })
-			t.Logf("log of the webhook at %s, without its requests\n%s", r.reviews, strings.Join(lines, "\n"))
+			lines := strings.Split(log.String(), "\n")
+			if dull != nil {
+				lines = slices.DeleteFunc(lines, dull)
+			}
+			t.Logf("log of %s\n%s", name, strings.Join(lines, "\n"))
 		}
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return r
+	return process.Process, stop
 }
 
 func (r *replica) awaitReady(t *testing.T) {
@@ -300,11 +269,11 @@ func (r *replica) awaitReady(t *testing.T) {
 }
 
 // caOfSecret reads the CA once it is there.
-func caOfSecret(t *testing.T, c *Cluster) *x509.Certificate {
+func caOfSecret(t *testing.T, c *Cluster, name string) *x509.Certificate {
 	t.Helper()
 	secret := &corev1.Secret{}
 	for deadline := time.Now().Add(patience); ; time.Sleep(poll) {
-		err := c.Client.Get(t.Context(), client.ObjectKey{Namespace: WebhookNamespace, Name: caSecretName}, secret)
+		err := c.Client.Get(t.Context(), client.ObjectKey{Namespace: WebhookNamespace, Name: name}, secret)
 		if err == nil {
 			break
 		}
@@ -312,15 +281,21 @@ func caOfSecret(t *testing.T, c *Cluster) *x509.Certificate {
 			t.Fatal(err)
 		}
 	}
-	block, _ := pem.Decode(secret.Data[corev1.TLSCertKey])
+	return parsePEM(t, secret.Data[corev1.TLSCertKey])
+}
+
+// parsePEM gives the first certificate of the text.
+func parsePEM(t *testing.T, text []byte) *x509.Certificate {
+	t.Helper()
+	block, _ := pem.Decode(text)
 	if block == nil {
-		t.Fatalf("no certificate in %q", secret.Data[corev1.TLSCertKey])
+		t.Fatalf("no certificate in %q", text)
 	}
-	ca, err := x509.ParseCertificate(block.Bytes)
+	c, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return ca
+	return c
 }
 
 // served gives the certificate that is served at the address, trusted or not.

@@ -78,13 +78,13 @@ func (c *Cluster) StartWebhook(ctx context.Context, values ...string) (*Webhook,
 	return w, c.awaitReview(ctx, WebhookName, probes, probePod(map[string]string{"meshvirt.io/inject": "true"}))
 }
 
-// build compiles cmd/webhook.
-func (c *Cluster) build() (string, error) {
+// build compiles cmd/webhook into the directory.
+func build(dir string) (string, error) {
 	root, err := tools.Root()
 	if err != nil {
 		return "", err
 	}
-	program := filepath.Join(c.dir, "webhook")
+	program := filepath.Join(dir, "webhook")
 	cmd := exec.Command("go", "build", "-trimpath", "-o", program, "./cmd/webhook")
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
