@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs every fuzz target of the module, each for ${FUZZTIME:-1m}. go test takes one target at a time.
-# What a target finds is a file below the package's testdata/fuzz, which belongs into a commit with the fix.
+# The first run compiles all that a target uses anew, with the counters of the fuzzer. What a target finds is a file below the package's testdata/fuzz, which belongs into a commit with the fix.
 set -eu
 cd "$(dirname "$0")/.."
 export CGO_ENABLED=0

@@ -9,7 +9,7 @@
 
 {{- define "meshvirt.selector" -}}
 app.kubernetes.io/name: meshvirt
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: webhook
 {{- end }}
 
