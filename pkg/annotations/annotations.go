@@ -4,7 +4,6 @@ package annotations
 
 import (
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -123,11 +122,12 @@ func Parse(all map[string]string, root *field.Path) (Settings, []string, field.E
 		}
 	}
 	var warnings []string
-	for _, name := range slices.Sorted(maps.Keys(all)) {
+	for name := range all {
 		if strings.HasPrefix(name, Domain) && !slices.Contains(Own, name) && !slices.ContainsFunc(Keys, func(k Key) bool { return k.Name == name }) {
 			warnings = append(warnings, fmt.Sprintf("annotation %s is unknown and has no effect, known are %s", name, strings.Join(names(), ", ")))
 		}
 	}
+	slices.Sort(warnings) // by name
 	return s, warnings, errs
 }
 

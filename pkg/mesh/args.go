@@ -40,7 +40,7 @@ type token struct {
 
 // ParseArgs reads an argument list. It fails if the last flag lacks its value.
 func ParseArgs(args []string) (Args, error) {
-	var a Args
+	a := Args{tokens: make([]token, 0, len(args))}
 	for rest := slices.Clone(args); len(rest) > 0; {
 		t, err := parseToken(rest)
 		if err != nil {
@@ -123,8 +123,8 @@ func unknown(args []string) token {
 // Strings gives the list; if nothing was changed, exactly the one that was parsed.
 func (a Args) Strings() []string {
 	var all []string
-	for _, t := range a.tokens {
-		all = append(all, t.elems...)
+	for i := range a.tokens {
+		all = append(all, a.tokens[i].elems...)
 	}
 	return all
 }

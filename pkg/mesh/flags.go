@@ -112,4 +112,12 @@ func (f Flag) String() string {
 }
 
 // variable is the environment variable that Istio derives from the name of f.
-func (f Flag) variable() string { return strings.ToUpper(strings.ReplaceAll(string(f), "-", "_")) }
+func (f Flag) variable() string { return variables[f] }
+
+var variables = func() map[Flag]string {
+	m := map[Flag]string{}
+	for f := range flags {
+		m[f] = strings.ToUpper(strings.ReplaceAll(string(f), "-", "_"))
+	}
+	return m
+}()

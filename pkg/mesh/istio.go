@@ -173,11 +173,15 @@ func (r *reader) find(f Flag) setting {
 	if v, ok := r.args.Value(f); ok {
 		return setting{f.String(), v}
 	}
-	for _, name := range r.variables(f) {
-		v := r.Env[name]
-		_, err := strconv.ParseBool(v)
-		if v != "" && (err == nil || !flags[f].isBool) { // the program skips a boolean that is none
-			return setting{"environment variable " + name, v}
+	if len(r.Env) > 0 {
+		for _, name := range r.variables(f) {
+			v := r.Env[name]
+			if v == "" {
+				continue
+			}
+			if _, err := strconv.ParseBool(v); err == nil || !flags[f].isBool { // the program skips a boolean that is none
+				return setting{"environment variable " + name, v}
+			}
 		}
 	}
 	if v, ok := r.script.defaults(f); ok {

@@ -46,7 +46,7 @@ func injectProxy(pod *corev1.Pod, s *state) Reason {
 // put makes c an init container of the pod: at index if it is new, else where it is. What the API
 // server or other webhooks added to fields that c leaves open stays.
 func (s *state) put(pod *corev1.Pod, index int, c corev1.Container) {
-	i := slices.IndexFunc(pod.Spec.InitContainers, func(have corev1.Container) bool { return have.Name == c.Name })
+	i := container(pod.Spec.InitContainers, c.Name)
 	switch {
 	case i < 0:
 		pod.Spec.InitContainers = slices.Insert(pod.Spec.InitContainers, index, c)

@@ -5,7 +5,6 @@ package mutate
 import (
 	"fmt"
 	"maps"
-	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -171,6 +170,6 @@ func notOurs(pod *corev1.Pod, facts Facts) Reason {
 func copyForSteps(pod *corev1.Pod) *corev1.Pod {
 	out := *pod
 	out.Annotations = maps.Clone(pod.Annotations)
-	out.Spec.InitContainers = slices.Clone(pod.Spec.InitContainers)
+	out.Spec.InitContainers = append(make([]corev1.Container, 0, len(pod.Spec.InitContainers)+2), pod.Spec.InitContainers...) // 2: ours
 	return &out
 }

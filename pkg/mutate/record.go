@@ -184,12 +184,17 @@ func (r *record) add(before, after *corev1.Pod) {
 			note(k, nil)
 		}
 	}
-	for _, now := range after.Spec.InitContainers {
-		i := container(before.Spec.InitContainers, now.Name)
-		if i < 0 || ours(now.Name) {
+	earlier := make(map[string]*corev1.Container, len(before.Spec.InitContainers))
+	for i := range before.Spec.InitContainers {
+		earlier[before.Spec.InitContainers[i].Name] = &before.Spec.InitContainers[i]
+	}
+	for i := range after.Spec.InitContainers {
+		now := &after.Spec.InitContainers[i]
+		was, ok := earlier[now.Name]
+		if !ok || ours(now.Name) {
 			continue
 		}
-		was, c := before.Spec.InitContainers[i], r.InitContainers[now.Name]
+		c := r.InitContainers[now.Name]
 		if c.Command == nil && !slices.Equal(was.Command, now.Command) {
 			c.Command = append([]string{}, was.Command...)
 		}

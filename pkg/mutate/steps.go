@@ -54,11 +54,12 @@ func checkContainers(pod *corev1.Pod, s *state) Reason {
 		path       *field.Path
 		containers []corev1.Container
 	}{{initContainersPath, pod.Spec.InitContainers}, {containersPath, pod.Spec.Containers}} {
-		for i, c := range list.containers {
-			if seen[c.Name] {
-				s.errs = append(s.errs, field.Duplicate(list.path.Index(i).Child("name"), c.Name))
+		for i := range list.containers {
+			name := list.containers[i].Name
+			if seen[name] {
+				s.errs = append(s.errs, field.Duplicate(list.path.Index(i).Child("name"), name))
 			}
-			seen[c.Name] = true
+			seen[name] = true
 		}
 	}
 	if len(s.errs) > 0 {
@@ -102,5 +103,10 @@ func cutBridge(name string) (string, bool) {
 }
 
 func container(list []corev1.Container, names ...string) int {
-	return slices.IndexFunc(list, func(c corev1.Container) bool { return slices.Contains(names, c.Name) })
+	for i := range list { // a container is too large to be handed to a function
+		if slices.Contains(names, list[i].Name) {
+			return i
+		}
+	}
+	return -1
 }

@@ -48,7 +48,7 @@ func Rules(p plan.Plan, image Image, guaranteed bool) (corev1.Container, error) 
 		ImagePullPolicy: image.PullPolicy,
 		Command:         []string{RulesProgram},
 		Env:             []corev1.EnvVar{{Name: plan.Env, Value: env}},
-		Resources:       resources(image.RulesResources, "10m", "100m", "64Mi", guaranteed),
+		Resources:       resources(image.RulesResources, rulesDefaults, guaranteed),
 		SecurityContext: securityContext(0, "NET_ADMIN"),
 		// Standard error explains a refused plan; without this, `kubectl describe pod` shows nothing.
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
@@ -78,7 +78,7 @@ func Proxy(p plan.Plan, image Image, guaranteed bool) (corev1.Container, error) 
 		ImagePullPolicy:          image.PullPolicy,
 		Command:                  []string{ProxyProgram},
 		Env:                      []corev1.EnvVar{{Name: plan.Env, Value: env}},
-		Resources:                resources(image.ProxyResources, "20m", "1", "128Mi", guaranteed),
+		Resources:                resources(image.ProxyResources, proxyDefaults, guaranteed),
 		SecurityContext:          securityContext(int64(p.Proxy.UID), capabilities...),
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 	}
@@ -110,13 +110,25 @@ func sidecar(c *corev1.Container, portName string, port uint16) {
 	c.LivenessProbe = probe("/livez", 10, 6)
 }
 
-// resources asks for own, or by default for cpu and memory; a Guaranteed pod stays one only if requests
+// defaults are what a container asks for: CPU, more of it in a Guaranteed pod, where it is the limit as well,
+// and memory.
+type defaults struct{ cpu, limit, memory resource.Quantity }
+
+var (
+	rulesDefaults = defaultsOf("10m", "100m", "64Mi")
+	proxyDefaults = defaultsOf("20m", "1", "128Mi")
+)
+
+func defaultsOf(cpu, limit, memory string) defaults {
+	return defaults{resource.MustParse(cpu), resource.MustParse(limit), resource.MustParse(memory)}
+}
+
+// resources asks for own, or by default for d; a Guaranteed pod stays one only if requests
 // equal limits in every container. Otherwise the default is without a CPU limit, as it would only
 // throttle the VM's traffic.
-func resources(own corev1.ResourceRequirements, cpu, limit, memory string, guaranteed bool) corev1.ResourceRequirements {
-	mem := resource.MustParse(memory)
+func resources(own corev1.ResourceRequirements, d defaults, guaranteed bool) corev1.ResourceRequirements {
 	if guaranteed {
-		both := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(limit), corev1.ResourceMemory: mem}
+		both := corev1.ResourceList{corev1.ResourceCPU: d.limit, corev1.ResourceMemory: d.memory}
 		for _, list := range []corev1.ResourceList{own.Requests, own.Limits} { // a limit counts more than a request
 			maps.Copy(both, list)
 		}
@@ -126,8 +138,8 @@ func resources(own corev1.ResourceRequirements, cpu, limit, memory string, guara
 		return *own.DeepCopy()
 	}
 	return corev1.ResourceRequirements{
-		Limits:   corev1.ResourceList{corev1.ResourceMemory: mem},
-		Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu), corev1.ResourceMemory: mem},
+		Limits:   corev1.ResourceList{corev1.ResourceMemory: d.memory},
+		Requests: corev1.ResourceList{corev1.ResourceCPU: d.cpu, corev1.ResourceMemory: d.memory},
 	}
 }
 

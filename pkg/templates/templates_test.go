@@ -39,7 +39,7 @@ func TestResources(t *testing.T) {
 		},
 	} {
 		for guaranteed, want := range map[bool]requirements{false: c.want, true: c.wantGuaranteed} {
-			got := resources(c.own, "10m", "100m", "64Mi", guaranteed)
+			got := resources(c.own, rulesDefaults, guaranteed)
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("%s, guaranteed %v (-want +got)\n%s", name, guaranteed, diff)
 			}
