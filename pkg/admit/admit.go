@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"gomodules.xyz/jsonpatch/v2"
 	admissionv1 "k8s.io/api/admission/v1"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -119,17 +119,17 @@ func (h *Handler) answer(req *Request, o *outcome) *admissionv1.AdmissionRespons
 		o.result = resultUnchanged
 		return &admissionv1.AdmissionResponse{Allowed: true}
 	}
-	var pod corev1.Pod
-	if err := decode(req.Object, &pod); err != nil {
+	pod, err := req.decode()
+	if err != nil {
 		o.result = resultErrored
 		return errored(http.StatusBadRequest, err)
 	}
 	if req.Name == "" {
 		req.Name = pod.GenerateName // for the log: the API server gives the name later
 	}
-	adapted, report, errs := mutate.Apply(&pod, h.Cluster.Facts(req.Namespace, &pod), h.config)
+	adapted, report, errs := mutate.Apply(pod, h.Cluster.Facts(req.Namespace, pod), h.config)
 	o.report = report
-	defer func() { h.Cluster.Report(req, &pod, report, o.result, errs.ToAggregate()) }()
+	defer func() { h.Cluster.Report(req, pod, report, o.result, errs.ToAggregate()) }()
 	resp := &admissionv1.AdmissionResponse{Allowed: len(errs) == 0, Warnings: report.Warnings}
 	if len(errs) > 0 {
 		o.result = resultDenied
@@ -137,12 +137,12 @@ func (h *Handler) answer(req *Request, o *outcome) *admissionv1.AdmissionRespons
 		resp.Result = &status
 		return resp
 	}
-	ops := mutate.Patch(&pod, adapted)
+	ops := mutate.Patch(pod, adapted)
 	if o.operations = len(ops); len(ops) == 0 {
 		o.result = resultUnchanged
 		return resp
 	}
-	patch, err := json.Marshal(ops)
+	patch, err := encodePatch(ops)
 	if err != nil {
 		o.result = resultErrored
 		return errored(http.StatusInternalServerError, fmt.Errorf("encode the patch: %w", err))
@@ -155,6 +155,17 @@ func (h *Handler) answer(req *Request, o *outcome) *admissionv1.AdmissionRespons
 
 func errored(code int32, err error) *admissionv1.AdmissionResponse {
 	return &admissionv1.AdmissionResponse{Result: &metav1.Status{Status: metav1.StatusFailure, Code: code, Message: err.Error()}}
+}
+
+// operation is jsonpatch.Operation without its MarshalJSON, which encodes each value twice.
+type operation jsonpatch.Operation
+
+func encodePatch(patch []jsonpatch.Operation) ([]byte, error) {
+	ops := make([]operation, len(patch))
+	for i, op := range patch {
+		ops[i] = operation(op)
+	}
+	return json.Marshal(ops)
 }
 
 // encode puts a response into a review. The types are made for encoding/json.

@@ -8,9 +8,11 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	jsonpatch "github.com/evanphx/json-patch/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	admissionv1 "k8s.io/api/admission/v1"
@@ -19,6 +21,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/meshvirt/meshvirt/pkg/mutate"
+	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
 
@@ -26,9 +29,15 @@ const recorded = "../../test/corpus/pods/v1.9.0/masquerade-istio-ports/injected-
 
 var config = mutate.Config{Image: templates.Image{Name: "example.com/dataplane:test"}}
 
-func podJSON(t *testing.T) []byte {
+func podJSON(t testing.TB) []byte {
 	t.Helper()
-	b, err := os.ReadFile(recorded)
+	return readJSON(t, recorded)
+}
+
+// readJSON gives a file of YAML in JSON.
+func readJSON(t testing.TB, file string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,20 +215,67 @@ func TestUnknownFieldsAreNotTouched(t *testing.T) {
 	}
 }
 
-// The decoder is not encoding/json and skips what no step reads. The outcome is the same.
+// What is decoded is enough: every recorded pod, and every one that was adapted before, comes out as if
+// encoding/json had read the whole.
 func TestDecodedPodIsAdaptedAlike(t *testing.T) {
-	var a, b corev1.Pod
-	if err := decode(podJSON(t), &a); err != nil {
+	files, err := filepath.Glob("../../test/corpus/pods*/*/*/*.yaml")
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := json.Unmarshal(podJSON(t), &b); err != nil {
+	pods := 0
+	for _, file := range files {
+		if filepath.Base(file) == "vmi.yaml" {
+			continue
+		}
+		raw := readJSON(t, file)
+		for _, mode := range plan.Modes {
+			pods++
+			first := adaptedAlike(t, file, raw, mode)
+			adaptedAlike(t, file+", again", first, "")
+		}
+	}
+	if pods < 1000 {
+		t.Errorf("%d pods were compared, want those of the corpus in every mode", pods)
+	}
+}
+
+// adaptedAlike compares, and gives what the webhook makes of the pod.
+func adaptedAlike(t *testing.T, name string, raw []byte, mode plan.Mode) []byte {
+	t.Helper()
+	r := httptest.NewRequest(http.MethodPost, Path, bytes.NewReader(reviewOf(raw)))
+	r.Header.Set("Content-Type", "application/json")
+	req, _, err := read(r, &bytes.Buffer{})
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	parts, err := req.decode()
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	whole := &corev1.Pod{}
+	if err := json.Unmarshal(raw, whole); err != nil {
 		t.Fatal(err)
 	}
-	pa, ra, _ := mutate.Apply(&a, mutate.Facts{}, config)
-	pb, rb, _ := mutate.Apply(&b, mutate.Facts{}, config)
-	ja, _ := json.Marshal(mutate.Patch(&a, pa))
-	jb, _ := json.Marshal(mutate.Patch(&b, pb))
-	if !bytes.Equal(ja, jb) || ra.String() != rb.String() {
-		t.Errorf("patches\n%s\n%s\nreports\n%s\n%s", ja, jb, ra, rb)
+	var patches, reports [2][]byte
+	for i, pod := range []*corev1.Pod{parts, whole} {
+		c := config
+		c.DefaultMode = mode
+		adapted, report, errs := mutate.Apply(pod, mutate.Facts{}, c)
+		if patches[i], err = encodePatch(mutate.Patch(pod, adapted)); err != nil {
+			t.Fatal(err)
+		}
+		reports[i] = fmt.Appendf(nil, "%s%v", report, errs)
 	}
+	if !bytes.Equal(patches[0], patches[1]) || !bytes.Equal(reports[0], reports[1]) {
+		t.Errorf("%s, mode %s: patches\n%s\n%s\nreports\n%s\n%s", name, mode, patches[0], patches[1], reports[0], reports[1])
+	}
+	patch, err := jsonpatch.DecodePatch(patches[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	patched, err := patch.Apply(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return patched
 }

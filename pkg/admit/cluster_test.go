@@ -87,8 +87,8 @@ func TestNoAnswerInTime(t *testing.T) {
 	// The review goes on, by the pod alone.
 	h := New(config, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	h.Cluster = c
-	resp := h.Handle(&Request{UID: "1", Kind: metav1.GroupVersionKind{Version: "v1", Kind: "Pod"}, Namespace: "mesh", Operation: "CREATE", Object: podJSON(t)})
-	if !resp.Allowed || len(resp.Patch) == 0 || !strings.Contains(strings.Join(resp.Warnings, "\n"), "did not answer within 20ms): decided by the pod alone") {
+	resp := post(t, h, reviewOf(podJSON(t)))
+	if resp == nil || !resp.Allowed || len(resp.Patch) == 0 || !strings.Contains(strings.Join(resp.Warnings, "\n"), "did not answer within 20ms): decided by the pod alone") {
 		t.Errorf("answer %+v", resp)
 	}
 }
