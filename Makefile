@@ -37,7 +37,8 @@ lint: $(GOLANGCI) ## Check form and import rules
 	cd tools/certmanager && go vet $(GOFLAGS_BUILD) ./...
 	$(GOLANGCI) run ./...
 
-bench: ## Measure against peers in one run; ratios go to build/bench.json
+bench: ## Measure against peers in one run; ratios go to build/bench.json (sets itself up)
+	@$(SETUP) controlplane helm >/dev/null
 	@mkdir -p build
 	go run $(GOFLAGS_BUILD) ./test/bench -out build/bench.json
 

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -13,7 +14,12 @@ import (
 	"runtime"
 	"syscall"
 
+	jsonpatch "github.com/evanphx/json-patch/v5"
+	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
+	admissionv1 "k8s.io/api/admission/v1"
+	corev1 "k8s.io/api/core/v1"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 	ctrl "sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 	"sigs.k8s.io/yaml"
 
@@ -23,22 +29,81 @@ import (
 	"github.com/meshvirt/meshvirt/tools"
 )
 
-// admission compares one admission of a recorded pod, as served by HTTP, with controller-runtime's
-// cheapest handler on the same review.
+// noopName is the peer of all that is about admission.
+const noopName = "controller-runtime handler that allows"
+
+// sizes are numbers of containers that are added to the recorded pod.
+var sizes = []int{1, 10, 100, 1000}
+
+// admission compares the CPU of one admission, as served by HTTP, with controller-runtime's cheapest
+// handler on the same review: of a recorded pod, of what came of it, of a pod that is none of ours, and of
+// pods of many containers.
 func admission() ([]Result, error) {
-	body, err := review()
-	if err != nil {
-		return nil, err
-	}
+	ctrllog.SetLogger(logr.Discard()) // the handler that allows has nothing to log
 	log := slog.New(slog.NewJSONHandler(io.Discard, nil))
 	config := mutate.Config{Image: templates.Image{Name: templates.DefaultImage}}
 	ours := admit.New(config, log, prometheus.NewRegistry())
 	noop := &ctrl.Webhook{Handler: ctrl.HandlerFunc(func(context.Context, ctrl.Request) ctrl.Response { return ctrl.Allowed("") })}
-	if w := serve(ours, body); !bytes.Contains(w.Body.Bytes(), []byte(`"patch":`)) {
-		return nil, fmt.Errorf("the review is answered without a patch: %s", w.Body)
+
+	pod, err := recorded()
+	if err != nil {
+		return nil, err
 	}
-	const rounds, reviews = 9, 1500
-	var cpu, allocs [2][]float64
+	adapted, err := patched(ours, pod)
+	if err != nil {
+		return nil, err
+	}
+	unrelated := bytes.Replace(pod, []byte(`"kubevirt.io":"virt-launcher"`), []byte(`"example.com/tier":"web"`), 1)
+	var results []Result
+	for _, c := range []struct {
+		name    string
+		pod     []byte
+		patched bool
+		goal    string
+	}{
+		{"an adapted pod", pod, true, "<= 0.50"},
+		{"a pod adapted before", adapted, false, "<= 1.50"},
+		{"an unrelated pod", unrelated, false, "<= 1.00"},
+	} {
+		body := reviewOf(c.pod)
+		if w := serve(ours, body); bytes.Contains(w.Body.Bytes(), []byte(`"patch":`)) != c.patched || !bytes.Contains(w.Body.Bytes(), []byte(`"allowed":true`)) {
+			return nil, fmt.Errorf("%s: want it allowed, with a patch: %t; got %s", c.name, c.patched, w.Body)
+		}
+		cpu, allocs := compareHandlers(ours, noop, body, 15, 400)
+		r := compare("admission CPU of "+c.name, "us/review", noopName, cpu[0], cpu[1])
+		r.Goal = c.goal
+		results = append(results, r, compare("admission allocations of "+c.name, "objects/review", noopName, allocs[0], allocs[1]))
+	}
+	bySize, err := admissionBySize(ours, noop, pod)
+	return append(results, bySize...), err
+}
+
+// admissionBySize shows that the cost is linear: a container costs the same among many as among few.
+func admissionBySize(ours, noop http.Handler, pod []byte) ([]Result, error) {
+	var results []Result
+	each := map[int][]float64{} // CPU per container, by round
+	for _, n := range sizes {
+		larger, err := withContainers(pod, n)
+		if err != nil {
+			return nil, err
+		}
+		body := reviewOf(larger)
+		if w := serve(ours, body); !bytes.Contains(w.Body.Bytes(), []byte(`"patch":`)) {
+			return nil, fmt.Errorf("%d containers: answered without a patch: %s", n, w.Body)
+		}
+		cpu, _ := compareHandlers(ours, noop, body, 9, max(4, 400/n))
+		results = append(results, compare(fmt.Sprintf("admission CPU with %d containers more", n), "us/review", noopName, cpu[0], cpu[1]))
+		for _, c := range cpu[0] {
+			each[n] = append(each[n], c/float64(n))
+		}
+	}
+	r := compare("admission CPU per container among 1000", "us/container", "among 100", each[1000], each[100])
+	r.Goal = "<= 1.00"
+	return append(results, r), nil
+}
+
+// compareHandlers measures both sides in turns: CPU in microseconds and allocations, by round.
+func compareHandlers(ours, noop http.Handler, body []byte, rounds, reviews int) (cpu, allocs [2][]float64) {
 	for range rounds {
 		for side, h := range []http.Handler{ours, noop} {
 			c, a := measure(reviews, func() { serve(h, body) })
@@ -46,11 +111,7 @@ func admission() ([]Result, error) {
 			allocs[side] = append(allocs[side], a)
 		}
 	}
-	const peer = "controller-runtime handler that allows"
-	return []Result{
-		compare("admission CPU", "us/review", peer, cpu[0], cpu[1]),
-		compare("admission allocations", "objects/review", peer, allocs[0], allocs[1]),
-	}, nil
+	return cpu, allocs
 }
 
 func serve(h http.Handler, body []byte) *httptest.ResponseRecorder {
@@ -83,8 +144,8 @@ func cpuSeconds() float64 {
 	return float64(u.Utime.Sec+u.Stime.Sec) + float64(u.Utime.Usec+u.Stime.Usec)/1e6
 }
 
-// review is what the API server sends for the creation of a recorded pod.
-func review() ([]byte, error) {
+// recorded is a pod as KubeVirt and Istio made it, in JSON.
+func recorded() ([]byte, error) {
 	root, err := tools.Root()
 	if err != nil {
 		return nil, err
@@ -93,12 +154,41 @@ func review() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if pod, err = yaml.YAMLToJSON(pod); err != nil {
+	return yaml.YAMLToJSON(pod)
+}
+
+// patched is what the webhook makes of a pod.
+func patched(h http.Handler, pod []byte) ([]byte, error) {
+	var answer admissionv1.AdmissionReview
+	if err := json.Unmarshal(serve(h, reviewOf(pod)).Body.Bytes(), &answer); err != nil {
 		return nil, err
 	}
+	patch, err := jsonpatch.DecodePatch(answer.Response.Patch)
+	if err != nil {
+		return nil, err
+	}
+	return patch.Apply(pod)
+}
+
+// withContainers adds n copies of the container compute.
+func withContainers(pod []byte, n int) ([]byte, error) {
+	var p corev1.Pod
+	if err := json.Unmarshal(pod, &p); err != nil {
+		return nil, err
+	}
+	compute := p.Spec.Containers[0]
+	for i := range n {
+		compute.Name = fmt.Sprintf("more-%d", i)
+		p.Spec.Containers = append(p.Spec.Containers, compute)
+	}
+	return json.Marshal(p)
+}
+
+// reviewOf is what the API server sends for the creation of a pod.
+func reviewOf(pod []byte) []byte {
 	return fmt.Appendf(nil, `{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{"uid":"705ab4f5-6393-11e8-b7cc-42010a800002",`+
 		`"kind":{"group":"","version":"v1","kind":"Pod"},"resource":{"group":"","version":"v1","resource":"pods"},`+
 		`"requestKind":{"group":"","version":"v1","kind":"Pod"},"requestResource":{"group":"","version":"v1","resource":"pods"},`+
 		`"namespace":"mesh","operation":"CREATE","userInfo":{"username":"system:serviceaccount:kubevirt:kubevirt-controller"},`+
-		`"object":%s,"oldObject":null,"dryRun":false,"options":{"kind":"CreateOptions","apiVersion":"meta.k8s.io/v1"}}}`, pod), nil
+		`"object":%s,"oldObject":null,"dryRun":false,"options":{"kind":"CreateOptions","apiVersion":"meta.k8s.io/v1"}}}`, pod)
 }

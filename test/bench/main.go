@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"text/tabwriter"
 )
 
@@ -22,10 +23,15 @@ type Result struct {
 	PeerName string  `json:"peer_name"`
 	// Ratio is the median of the rounds' own ratios, ours to the peer's.
 	Ratio float64 `json:"ratio"`
+	// Goal, such as "<= 1.00", is about Ratio or, after "ours ", about Ours. Empty means none.
+	Goal string `json:"goal,omitempty"`
 }
 
 // suites are run in order.
-var suites = []func() ([]Result, error){admission}
+var suites = []struct {
+	name string
+	run  func() ([]Result, error)
+}{{"admission", admission}, {"process", process}, {"creation", creation}}
 
 func main() {
 	if err := run(os.Args[1:], os.Stdout); err != nil {
@@ -37,21 +43,29 @@ func main() {
 func run(args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	file := flags.String("out", "", "`file` for the results as a JSON array")
+	only := flags.String("suite", "", "run only these `suites`, separated by commas")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	var all []Result
 	for _, suite := range suites {
-		r, err := suite()
+		if *only != "" && !slices.Contains(strings.Split(*only, ","), suite.name) {
+			continue
+		}
+		r, err := suite.run()
 		if err != nil {
 			return err
 		}
 		all = append(all, r...)
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tOURS\tPEER\tUNIT\tRATIO\tPEER NAME")
+	fmt.Fprintln(w, "NAME\tOURS\tPEER\tUNIT\tRATIO\tPEER NAME\tGOAL")
 	for _, r := range all {
-		fmt.Fprintf(w, "%s\t%.4g\t%.4g\t%s\t%.2f\t%s\n", r.Name, r.Ours, r.Peer, r.Unit, r.Ratio, r.PeerName)
+		verdict, err := r.verdict()
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "%s\t%.4g\t%.4g\t%s\t%.2f\t%s\t%s\n", r.Name, r.Ours, r.Peer, r.Unit, r.Ratio, r.PeerName, strings.TrimSpace(r.Goal+" "+verdict))
 	}
 	if err := w.Flush(); err != nil {
 		return err
