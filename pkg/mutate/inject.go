@@ -22,8 +22,7 @@ func injectRules(pod *corev1.Pod, s *state) Reason {
 	if err != nil {
 		return s.invalid(field.Forbidden(annotationsPath, err.Error()))
 	}
-	s.put(pod, s.meshInit+1, c)
-	return ""
+	return s.put(pod, s.meshInit+1, c)
 }
 
 // injectProxy puts the relay behind the rules and, like a native mesh sidecar, before the VM.
@@ -39,13 +38,15 @@ func injectProxy(pod *corev1.Pod, s *state) Reason {
 	if err != nil {
 		return s.invalid(field.Forbidden(annotationsPath, err.Error()))
 	}
-	s.put(pod, s.meshInit+2, c)
-	return ""
+	return s.put(pod, s.meshInit+2, c)
 }
 
 // put makes c an init container of the pod: at index if it is new, else where it is. What the API
 // server or other webhooks added to fields that c leaves open stays.
-func (s *state) put(pod *corev1.Pod, index int, c corev1.Container) {
+func (s *state) put(pod *corev1.Pod, index int, c corev1.Container) Reason {
+	if i := container(pod.Spec.Containers, c.Name); i >= 0 {
+		return s.invalid(field.Invalid(containersPath.Index(i).Child("name"), c.Name, "want another name: MeshVirt's init container has this one"))
+	}
 	i := container(pod.Spec.InitContainers, c.Name)
 	switch {
 	case i < 0:
@@ -55,6 +56,7 @@ func (s *state) put(pod *corev1.Pod, index int, c corev1.Container) {
 		pod.Spec.InitContainers[i] = c
 		s.changed("init container %s: replaced at %d", c.Name, i)
 	}
+	return ""
 }
 
 func ours(container string) bool {

@@ -79,6 +79,7 @@ func TestInvalidPods(t *testing.T) {
 	}{
 		"no containers":       {func(p *corev1.Pod) { p.Spec.Containers = nil }, []string{"spec.containers: Required"}},
 		"duplicate names":     {func(p *corev1.Pod) { p.Spec.Containers[0].Name = "istio-proxy" }, []string{`spec.containers[0].name: Duplicate value: "istio-proxy"`}},
+		"a name of ours":      {func(p *corev1.Pod) { p.Spec.Containers[0].Name = templates.RulesName }, []string{`spec.containers[0].name: Invalid value: "meshvirt-rules": want another name`}},
 		"flag without value":  {func(p *corev1.Pod) { p.Spec.InitContainers[0].Args = []string{"istio-iptables", "-p"} }, []string{"spec.initContainers[0].args: Invalid", "-p/--envoy-port"}},
 		"mesh port not known": {func(p *corev1.Pod) { setArg(p, "-z", "seventy") }, []string{"spec.initContainers[0].args: Invalid", "inbound-capture-port"}},
 		"every annotation": {func(p *corev1.Pod) {
