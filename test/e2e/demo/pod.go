@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -14,11 +13,7 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/test/e2e/apiserver"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab"
-	"github.com/meshvirt/meshvirt/test/e2e/netlab/sidecar"
 )
-
-// ready bounds the wait for a container to be ready.
-const ready = 30 * time.Second
 
 // show admits the pod in a mode, runs it and follows every flow.
 func (d *demo) show(ctx context.Context, mode plan.Mode) (results []netlab.Result, err error) {
@@ -44,7 +39,8 @@ func (d *demo) show(ctx context.Context, mode plan.Mode) (results []netlab.Resul
 			if lab, err = netlab.New(ctx, netlab.Options{DualStack: true, VM: d.machine, Pod: pod, Image: d.image}); err != nil {
 				return err
 			}
-			return runPod(ctx, lab, pod)
+			_, err = lab.RunPod(ctx, pod, kubevirtRules)
+			return err
 		}},
 	}); err != nil {
 		return nil, err
@@ -110,66 +106,6 @@ func exclude(injected *corev1.Pod, cidrs, ports string) {
 		}
 		c.Args = append(c.Args, "-o", ports)
 	}
-}
-
-// runPod does what kubelet, Istio's containers and KubeVirt do with the admitted pod, in their order.
-func runPod(ctx context.Context, lab *netlab.Lab, pod *corev1.Pod) error {
-	var mesh sidecar.Config
-	for _, c := range pod.Spec.InitContainers {
-		switch {
-		case c.Name == "istio-init":
-			rules, err := lab.IstioInitContainer(ctx, netlab.NFT, c)
-			if err != nil {
-				return fmt.Errorf("istio-init: %w", err)
-			}
-			mesh = sidecar.Config{IPv6: rules.DualStack, DNS: rules.DNS, Transparent: rules.TProxy}
-		case c.Name == "istio-proxy":
-			if err := lab.StartSidecar(ctx, mesh); err != nil {
-				return fmt.Errorf("istio-proxy: %w", err)
-			}
-		case !strings.HasPrefix(c.Name, "meshvirt-"):
-			// KubeVirt's own have no part in the network.
-		case c.RestartPolicy == nil:
-			if err := lab.RunInit(ctx, c); err != nil {
-				return err
-			}
-		default:
-			if err := startSidecar(ctx, lab, c); err != nil {
-				return err
-			}
-		}
-	}
-	if err := lab.KubeVirt(ctx, kubevirtRules); err != nil {
-		return fmt.Errorf("KubeVirt's rules: %w", err)
-	}
-	return lab.StartGuest(ctx)
-}
-
-// startSidecar starts a native sidecar of ours and waits, as a kubelet does, until it has started up.
-func startSidecar(ctx context.Context, lab *netlab.Lab, c corev1.Container) error {
-	process, err := lab.Start(c)
-	if err != nil {
-		return err
-	}
-	for _, e := range c.Env {
-		if p, err := plan.Decode(e.Value); e.Name == plan.Env && err == nil && p.Proxy != nil {
-			lab.NamePort(p.Proxy.OutboundPort, c.Name)
-			lab.NamePort(p.Proxy.InboundPort, c.Name)
-			if p.Proxy.DNSPort != 0 {
-				lab.NamePort(p.Proxy.DNSPort, c.Name)
-				lab.NamePort(p.Proxy.DNSPort+1, c.Name)
-			}
-		}
-	}
-	if c.StartupProbe == nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, ready)
-	defer cancel()
-	if err := lab.WaitReady(ctx, c, c.StartupProbe); err != nil {
-		return fmt.Errorf("%w\n%s", err, process.Output())
-	}
-	return nil
 }
 
 // pod prints what admission made of the pod.

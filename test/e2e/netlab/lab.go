@@ -93,6 +93,9 @@ type Options struct {
 	IstioIptables string
 	// Nameservers are those of the pod's /etc/resolv.conf. None means the cluster's DNS, in the pod's families.
 	Nameservers []netip.Addr
+	// Quiet has the sidecar that RunPod starts tell of no connection, so that it is not what a benchmark
+	// measures. Hops and Via of results then lack it.
+	Quiet bool
 	// Timeout bounds one attempt of a flow. Zero means 2 seconds.
 	Timeout time.Duration
 }
@@ -229,6 +232,11 @@ func (l *Lab) Ruleset(ctx context.Context) (string, error) {
 
 // Namespace is the pod's network namespace, for what the lab has no function for.
 func (l *Lab) Namespace() *netns.Namespace { return l.pod }
+
+// NamespaceOf is any host's, nil for a guest that is a machine or not there yet.
+func (l *Lab) NamespaceOf(h Host) *netns.Namespace {
+	return map[Host]*netns.Namespace{Node: l.node, Peer: l.peer, Pod: l.pod, Guest: l.guest}[h]
+}
 
 // Close ends the lab's processes and namespaces. A machine given in Options lives on.
 func (l *Lab) Close() error {

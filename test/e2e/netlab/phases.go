@@ -168,7 +168,8 @@ func (l *Lab) startMesh(ctx context.Context, name string, user syscall.Credentia
 	if l.log != nil {
 		return errors.New("the mesh's proxy runs already")
 	}
-	conn, err := l.start(l.pod, user, name, fmt.Sprintf("-ipv6=%t", cfg.IPv6), fmt.Sprintf("-dns=%t", cfg.DNS), fmt.Sprintf("-transparent=%t", cfg.Transparent))
+	conn, err := l.start(l.pod, user, name, fmt.Sprintf("-ipv6=%t", cfg.IPv6), fmt.Sprintf("-dns=%t", cfg.DNS),
+		fmt.Sprintf("-transparent=%t", cfg.Transparent), fmt.Sprintf("-quiet=%t", cfg.Quiet))
 	if err != nil {
 		return err
 	}

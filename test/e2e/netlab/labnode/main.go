@@ -42,6 +42,7 @@ func run(args []string) error {
 		flags.BoolVar(&cfg.IPv6, "ipv6", false, "listen on IPv6 too")
 		flags.BoolVar(&cfg.DNS, "dns", false, "serve DNS")
 		flags.BoolVar(&cfg.Transparent, "transparent", false, "take inbound connections by TPROXY (sidecar only)")
+		flags.BoolVar(&cfg.Quiet, "quiet", false, "tell of no connection")
 		if err := flags.Parse(args[1:]); err != nil {
 			return err
 		}

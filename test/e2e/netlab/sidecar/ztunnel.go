@@ -26,7 +26,7 @@ const proxyMark = 0x539
 // is the shape only: HTTP/1.1 CONNECT to an address of the pod, without TLS. Input and output are
 // as of Run. It needs CAP_NET_ADMIN.
 func RunZtunnel(cfg Config, in io.Reader, out io.Writer) error {
-	s := &server{log: json.NewEncoder(out)}
+	s := &server{log: json.NewEncoder(out), quiet: cfg.Quiet}
 	any, loopback := []string{"0.0.0.0"}, []string{"127.0.0.1"}
 	if cfg.IPv6 {
 		any, loopback = append(any, "::"), append(loopback, "::1")
