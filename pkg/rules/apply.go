@@ -28,11 +28,34 @@ func (r Ruleset) Apply(opts ...nftables.ConnOption) error {
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
+	err = r.write(c)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("write table inet %s: %w (it needs the capability NET_ADMIN)", Table, err)
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP):
+		// How nf_tables says that it has no such expression or chain type and can load no module for it.
+		return fmt.Errorf("write table inet %s: %w (the node's kernel needs nf_tables with nat, redir, masq, ct and fib for family inet, and tproxy for the mode of that name)", Table, err)
+	}
+	return fmt.Errorf("write table inet %s: %w", Table, err)
+}
+
+func (r Ruleset) write(c *nftables.Conn) error {
 	t := &nftables.Table{Name: Table, Family: nftables.TableFamilyINet}
-	// Add, delete, add: the delete then cannot fail, whether the table was there or not.
-	c.AddTable(t)
-	c.DelTable(t)
-	c.AddTable(t)
+	switch _, err := c.ListTableOfFamily(t.Name, t.Family); {
+	case errors.Is(err, unix.ENOENT):
+		// No delete: after one, closing the socket waits for an RCU grace period, which is most of the time
+		// that the rules of a new pod would take. Creating fails if the table is there now.
+		c.CreateTable(t)
+	case err != nil:
+		return err
+	default:
+		// Add, delete, add: the delete then cannot fail, should the table be gone meanwhile.
+		c.AddTable(t)
+		c.DelTable(t)
+		c.AddTable(t)
+	}
 	for _, s := range r.sets {
 		ns, members := s.netlink(t)
 		if err := c.AddSet(ns, nil); err != nil {
@@ -53,17 +76,7 @@ func (r Ruleset) Apply(opts ...nftables.ConnOption) error {
 			c.AddRule(u.netlink(t, chains[i]))
 		}
 	}
-	err = c.Flush()
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("write table inet %s: %w (it needs the capability NET_ADMIN)", Table, err)
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP):
-		// How nf_tables says that it has no such expression or chain type and can load no module for it.
-		return fmt.Errorf("write table inet %s: %w (the node's kernel needs nf_tables with nat, redir, masq, ct and fib for family inet, and tproxy for the mode of that name)", Table, err)
-	}
-	return fmt.Errorf("write table inet %s: %w", Table, err)
+	return c.Flush()
 }
 
 func (c *chain) netlink(t *nftables.Table) *nftables.Chain {
