@@ -27,7 +27,7 @@ demo: ## See a real guest's packets pass the sidecar, hop by hop (root; sets its
 	@go run $(GOFLAGS_BUILD) ./test/e2e/demo
 
 test: $(GOTESTSUM) ## Run every test (root; sets itself up)
-	@$(SETUP) apt guest controlplane oldest certmanager helm kubeconform >/dev/null
+	@$(SETUP) apt guest controlplane oldest certmanager helm kubeconform bench >/dev/null
 	@mkdir -p build
 	$(GOTESTSUM) --format pkgname --format-hide-empty-pkg --jsonfile build/test.json -- $(GOFLAGS_BUILD) -timeout 20m ./...
 	@[ "$$CI" != true ] || ! grep '"Action":"skip".*"Test":' build/test.json
@@ -37,8 +37,8 @@ lint: $(GOLANGCI) ## Check form and import rules
 	cd tools/certmanager && go vet $(GOFLAGS_BUILD) ./...
 	$(GOLANGCI) run ./...
 
-bench: ## Measure against peers in one run; ratios go to build/bench.json (sets itself up)
-	@$(SETUP) controlplane helm >/dev/null
+bench: ## Measure against peers in one run; ratios go to build/bench.json (root; sets itself up)
+	@$(SETUP) apt controlplane helm bench >/dev/null
 	@mkdir -p build
 	go run $(GOFLAGS_BUILD) ./test/bench -out build/bench.json
 

@@ -118,6 +118,11 @@ setup_apt() {
 	apt_ensure nftables iptables iproute2 qemu-system-x86 busybox-static
 }
 
+# bench: the Debian packages that the benchmark needs besides those of apt: a peer and a load.
+setup_bench() {
+	apt_ensure haproxy wrk
+}
+
 apt_ensure() {
 	missing=
 	for package in "$@"; do
@@ -170,12 +175,12 @@ build_guest() {
 apt_download() { (cd "$1" && apt-get download -q -o APT::Sandbox::User=root "$package" >/dev/null); }
 
 if [ $# -eq 0 ]; then
-	echo "usage: tools/setup.sh apt|guest|controlplane|oldest|certmanager|helm|kubeconform|buildah ..." >&2
+	echo "usage: tools/setup.sh apt|guest|controlplane|oldest|certmanager|helm|kubeconform|buildah|bench ..." >&2
 	exit 2
 fi
 for task in "$@"; do
 	case $task in
-	apt | guest | controlplane | oldest | certmanager | helm | kubeconform | buildah) "setup_$task" ;;
+	apt | guest | controlplane | oldest | certmanager | helm | kubeconform | buildah | bench) "setup_$task" ;;
 	*)
 		echo "tools/setup.sh: unknown task $task" >&2
 		exit 2

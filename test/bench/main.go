@@ -4,6 +4,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -31,7 +32,7 @@ type Result struct {
 var suites = []struct {
 	name string
 	run  func() ([]Result, error)
-}{{"admission", admission}, {"process", process}, {"creation", creation}}
+}{{"admission", admission}, {"process", process}, {"creation", creation}, {"datapath", datapath.run}}
 
 func main() {
 	if err := run(os.Args[1:], os.Stdout); err != nil {
@@ -44,8 +45,13 @@ func run(args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	file := flags.String("out", "", "`file` for the results as a JSON array")
 	only := flags.String("suite", "", "run only these `suites`, separated by commas")
+	doc := flags.String("docs", "", "Markdown `file`, docs/performance.md, to write the tables of the data path in anew")
+	datapath.flags(flags)
 	if err := flags.Parse(args); err != nil {
 		return err
+	}
+	if *doc != "" && datapath.only != "" {
+		return errors.New("-docs with -sections: want all sections, for the tables are of one run")
 	}
 	var all []Result
 	for _, suite := range suites {
@@ -69,6 +75,15 @@ func run(args []string, out io.Writer) error {
 	}
 	if err := w.Flush(); err != nil {
 		return err
+	}
+	if *doc != "" {
+		t, err := tables(all)
+		if err == nil {
+			err = rewrite(*doc, t)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	if *file == "" {
 		return nil
