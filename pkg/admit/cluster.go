@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,7 +17,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
@@ -47,6 +51,8 @@ type Cluster struct {
 	vmis, namespaces cache.SharedIndexInformer
 
 	client dynamic.Interface
+	server discovery.ServerVersionInterface
+	old    atomic.Bool // whether it knows no native sidecars
 	budget time.Duration
 	absent atomic.Int64 // until when VMIs are taken not to be served, in Unix nanoseconds
 	asked  *prometheus.CounterVec
@@ -70,7 +76,7 @@ func NewCluster(config *rest.Config, log *slog.Logger, registry prometheus.Regis
 	if err != nil {
 		return nil, fmt.Errorf("make a client for events: %w", err)
 	}
-	c := &Cluster{client: client, budget: budget, events: newEvents(typed.CoreV1(), log), asked: prometheus.NewCounterVec(prometheus.CounterOpts{
+	c := &Cluster{client: client, server: typed.Discovery(), budget: budget, events: newEvents(typed.CoreV1(), log), asked: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "meshvirt_facts_total",
 		Help: "Pods whose VirtualMachineInstance was looked up, by source: cache, get, or none if it is not known.",
 	}, []string{"source"})}
@@ -100,6 +106,24 @@ func (c *Cluster) Start(ctx context.Context) {
 	go c.vmis.RunWithContext(ctx)
 	go c.namespaces.RunWithContext(ctx)
 	go c.events.run(ctx)
+	go wait.UntilWithContext(ctx, c.askVersion, versionInterval)
+}
+
+// nativeSidecars is the first minor release of Kubernetes 1 that has them without being told (KEP-753).
+const nativeSidecars = 29
+
+// versionInterval is how often the API server's version is asked for: clusters are upgraded under us.
+const versionInterval = time.Minute
+
+// askVersion keeps what was known if there is no answer.
+func (c *Cluster) askVersion(context.Context) {
+	v, err := c.server.ServerVersion()
+	if err != nil {
+		return
+	}
+	// Some distributions append a sign to the minor, such as "28+".
+	minor, err := strconv.Atoi(strings.TrimRight(v.Minor, "+"))
+	c.old.Store(err == nil && v.Major == "1" && minor < nativeSidecars)
 }
 
 // inform gives an informer that keeps what keep leaves of each object. If the resource cannot be

@@ -120,6 +120,36 @@ func TestNoAnswerThatCanBeUsed(t *testing.T) {
 }
 
 // Many pods at a time in a cluster without KubeVirt's API do not all ask for it.
+// Some API servers add a sign to the minor release, and one that does not answer changes nothing.
+func TestNativeSidecarsByVersion(t *testing.T) {
+	answer := ""
+	c, _ := clusterOf(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/version" || answer == "" {
+			http.Error(w, "not now", http.StatusServiceUnavailable)
+			return
+		}
+		io.WriteString(w, answer)
+	})
+	for _, step := range []struct {
+		answer string
+		none   bool
+	}{
+		{"", false},
+		{`{"major":"1","minor":"28+"}`, true},
+		{"", true},
+		{`{"major":"1","minor":"29"}`, false},
+		{`{"major":"1","minor":"9"}`, true},
+		{`{"major":"2","minor":"0"}`, false},
+		{`{"major":"1","minor":"of old"}`, false},
+	} {
+		answer = step.answer
+		c.askVersion(t.Context())
+		if got := c.Facts("default", &corev1.Pod{}).NoNativeSidecars; got != step.none {
+			t.Errorf("after version %q: no native sidecars: %t, want %t", step.answer, got, step.none)
+		}
+	}
+}
+
 func TestAbsentIsAskedOnce(t *testing.T) {
 	var asked atomic.Int32
 	c, _ := clusterOf(t, func(w http.ResponseWriter, r *http.Request) {

@@ -85,7 +85,7 @@ func (c *Cluster) Facts(namespace string, pod *corev1.Pod) mutate.Facts {
 	if c == nil {
 		return mutate.Facts{}
 	}
-	facts := mutate.Facts{NamespaceLabels: c.labels(namespace)}
+	facts := mutate.Facts{NamespaceLabels: c.labels(namespace), NoNativeSidecars: c.old.Load()}
 	owner := vmiOf(pod)
 	if owner == nil {
 		return facts

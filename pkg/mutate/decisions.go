@@ -110,8 +110,13 @@ func chooseMode(_ *corev1.Pod, s *state) Reason {
 	case wish == plan.Native && byTPROXY(s):
 		s.invalid(field.Invalid(annotationsPath.Key(annotations.Mode), string(wish), "want auto, rules, nat-proxy or tproxy: where Istio intercepts by TPROXY, its own interface option takes the guest's connections for inbound ones, and brings none to the guest"))
 		return Invalid
+	case relayed(wish) && noNativeSidecars(s):
+		s.invalid(field.Invalid(annotationsPath.Key(annotations.Mode), string(wish), "want auto, rules or native: the containers of this mode are native sidecars, for which the cluster needs Kubernetes 1.29 or later"))
+		return Invalid
 	case wish != plan.Auto:
 		d.mode, d.reason = wish, Requested
+	case relayed(s.cfg.DefaultMode) && noNativeSidecars(s):
+		s.warn("the configured default mode %s needs native sidecars, and so Kubernetes 1.29 or later in the cluster; mode %s in its place", s.cfg.DefaultMode, d.mode)
 	case d.mode == plan.Ambient || s.cfg.DefaultMode == plan.Ambient, s.cfg.DefaultMode == plan.Native && byTPROXY(s):
 		// What is configured is for sidecars, or not for them, or not for such a one.
 	case s.cfg.DefaultMode == plan.Off:
@@ -120,6 +125,17 @@ func chooseMode(_ *corev1.Pod, s *state) Reason {
 		d.mode, d.reason = s.cfg.DefaultMode, ConfiguredDefault
 	}
 	s.report.Mode, s.report.Reason = d.mode, d.reason
-	s.proxy = d.mode == plan.NATProxy || d.mode == plan.TProxy
+	s.proxy = relayed(d.mode)
 	return ""
+}
+
+// relayed reports whether the mode has a relay.
+func relayed(m plan.Mode) bool { return m == plan.NATProxy || m == plan.TProxy }
+
+// noNativeSidecars reports whether a native sidecar of ours would be none. Where the mesh's is one in
+// the pod already, the API server knows them, whatever its release.
+func noNativeSidecars(s *state) bool {
+	return s.facts.NoNativeSidecars && !slices.ContainsFunc(s.before.Spec.InitContainers, func(c corev1.Container) bool {
+		return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+	})
 }

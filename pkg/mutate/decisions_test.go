@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/meshvirt/meshvirt/pkg/annotations"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/plan"
@@ -104,6 +106,11 @@ func TestWishes(t *testing.T) {
 		{"tproxy beside TPROXY", tproxied(plan.TProxy, ""), plan.TProxy, Requested, ""},
 		{"native beside TPROXY", tproxied(plan.Native, ""), plan.Off, Invalid, ""},
 		{"default native beside TPROXY", tproxied(plan.Auto, plan.Native), plan.Rules, MasqueradeSidecar, ""},
+		{"nat-proxy before Kubernetes 1.29", old(plan.NATProxy, "", nil), plan.Off, Invalid, ""},
+		{"tproxy before Kubernetes 1.29", old(plan.TProxy, "", nil), plan.Off, Invalid, ""},
+		{"rules before Kubernetes 1.29", old(plan.Rules, "", nil), plan.Rules, Requested, ""},
+		{"default tproxy before Kubernetes 1.29", old(plan.Auto, plan.TProxy, nil), plan.Rules, MasqueradeSidecar, "1.29 or later in the cluster; mode rules in its place"},
+		{"nat-proxy beside a native sidecar", old(plan.NATProxy, "", new(corev1.ContainerRestartPolicyAlways)), plan.NATProxy, Requested, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := c.state
@@ -125,6 +132,15 @@ func TestWishes(t *testing.T) {
 func tproxied(asked, configured plan.Mode) state {
 	s := with(BindingMasquerade, istio, asked, configured)
 	s.capture.Interception = mesh.InterceptionTPROXY
+	return s
+}
+
+// old is a masquerade VM in a cluster before Kubernetes 1.29, in which the mesh's own sidecar may be native,
+// where the feature gate is set.
+func old(asked, configured plan.Mode, sidecar *corev1.ContainerRestartPolicy) state {
+	s := with(BindingMasquerade, istio, asked, configured)
+	s.facts.NoNativeSidecars = true
+	s.before = &corev1.Pod{Spec: corev1.PodSpec{InitContainers: []corev1.Container{{Name: "istio-init"}, {Name: "istio-proxy", RestartPolicy: sidecar}}}}
 	return s
 }
 

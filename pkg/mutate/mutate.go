@@ -33,6 +33,10 @@ type Facts struct {
 	Unknown string
 	// NamespaceLabels are those of the pod's namespace; nil if they are not known.
 	NamespaceLabels map[string]string
+	// NoNativeSidecars says that the API server drops the restartPolicy of init containers, without which a
+	// pod would wait for the end of our relay forever: Kubernetes before 1.29, unless its feature gate
+	// SidecarContainers is set (KEP-753).
+	NoNativeSidecars bool
 }
 
 // Report says what Apply did and why.

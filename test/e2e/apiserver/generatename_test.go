@@ -15,6 +15,7 @@ import (
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
+	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
 // namesakes is how many pods of one generateName are created at the same time.
@@ -72,6 +73,21 @@ func TestFactsOfTheOldest(t *testing.T) {
 	f.serveVMIs(t)
 	f.awaitQuestions(t)
 	f.testGenerateName(t)
+	t.Run("native sidecars", f.testNativeSidecars)
+}
+
+// testNativeSidecars: this API server drops restartPolicy from init containers, and a pod with a relay would wait for
+// its end.
+func (f *factsCluster) testNativeSidecars(t *testing.T) {
+	pod := f.vm(t, factsNamespace, custom, "relayed", true, nil)
+	pod.Annotations[annotations.Mode] = string(plan.NATProxy)
+	_, err := f.Admit(t.Context(), factsNamespace, pod)
+	if err == nil || !strings.Contains(err.Error(), annotations.Mode) || !strings.Contains(err.Error(), "Kubernetes 1.29 or later") {
+		t.Errorf("got %v, want an error that names %s and the release that it needs", err, annotations.Mode)
+	}
+	pod = f.vm(t, factsNamespace, custom, "not-relayed", true, nil)
+	pod.Annotations[annotations.Mode] = string(plan.Rules)
+	f.admit(t, factsNamespace, pod)
 }
 
 // testGenerateName is about many VMs whose pods have one generateName: each pod gets its own VM's guest, and each
