@@ -41,7 +41,7 @@ setup_controlplane() {
 }
 
 build_controlplane() {
-	build_apiserver controlplane "$1" ""
+	build_kubernetes controlplane "$1" "" kube-apiserver
 	(cd "$root/tools/controlplane" && go build -trimpath -o "$1/etcd" -ldflags "-s -w" go.etcd.io/etcd/server/v3)
 }
 
@@ -52,22 +52,35 @@ setup_oldest() {
 }
 
 # providerless leaves out the cloud providers that these releases still had in them, and their SDKs.
-build_oldest() { build_apiserver controlplane-oldest "$1" providerless; }
+build_oldest() { build_kubernetes controlplane-oldest "$1" providerless kube-apiserver; }
+
+# node: what makes a cluster of one node of controlplane, from the same module; Debian has the container
+# runtime.
+setup_node() {
+	apt_ensure containerd runc containernetworking-plugins
+	place "$cache/node-$(hash_of controlplane/go.mod controlplane/go.sum)" build_node
+}
+
+build_node() {
+	build_kubernetes controlplane "$1" "" kube-controller-manager kube-scheduler kube-proxy kubelet kubectl
+}
 
 # hash_of FILE...: of their contents, below tools/.
 hash_of() { (cd "$root/tools" && cat "$@") | sha256sum | cut -c1-16; }
 
-# build_apiserver MODULE DIRECTORY TAGS
-build_apiserver() {
-	version=$(sed -n 's,^[[:space:]]*k8s.io/kubernetes \(v[0-9.]*\).*,\1,p' "$root/tools/$1/go.mod")
+# build_kubernetes MODULE DIRECTORY TAGS PROGRAM...
+build_kubernetes() {
+	module=$1 dir=$2 tags=$3
+	shift 3
+	version=$(sed -n 's,^[[:space:]]*k8s.io/kubernetes \(v[0-9.]*\).*,\1,p' "$root/tools/$module/go.mod")
 	minor=${version#v*.}
 	minor=${minor%%.*}
 	pkg=k8s.io/component-base/version
-	say "building kube-apiserver $version (about 5 minutes the first time)"
+	say "building $* $version (some minutes the first time)"
 	# go build does not stamp the version; without it the API server calls itself v0.0.0-master.
-	(cd "$root/tools/$1" &&
-		go build -trimpath -tags "$3" -o "$2/" -ldflags "-s -w -X $pkg.gitVersion=$version -X $pkg.gitMajor=1 -X $pkg.gitMinor=$minor -X $pkg.gitTreeState=clean -X $pkg.gitCommit=none -X $pkg.buildDate=1970-01-01T00:00:00Z" \
-			k8s.io/kubernetes/cmd/kube-apiserver)
+	(cd "$root/tools/$module" &&
+		go build -trimpath -tags "$tags" -o "$dir/" -ldflags "-s -w -X $pkg.gitVersion=$version -X $pkg.gitMajor=1 -X $pkg.gitMinor=$minor -X $pkg.gitTreeState=clean -X $pkg.gitCommit=none -X $pkg.buildDate=1970-01-01T00:00:00Z" \
+			$(printf 'k8s.io/kubernetes/cmd/%s ' "$@"))
 }
 
 # certmanager: cert-manager's own controllers, as far as the chart needs them, and its CRDs.
@@ -175,12 +188,12 @@ build_guest() {
 apt_download() { (cd "$1" && apt-get download -q -o APT::Sandbox::User=root "$package" >/dev/null); }
 
 if [ $# -eq 0 ]; then
-	echo "usage: tools/setup.sh apt|guest|controlplane|oldest|certmanager|helm|kubeconform|buildah|bench ..." >&2
+	echo "usage: tools/setup.sh apt|guest|controlplane|oldest|certmanager|node|helm|kubeconform|buildah|bench ..." >&2
 	exit 2
 fi
 for task in "$@"; do
 	case $task in
-	apt | guest | controlplane | oldest | certmanager | helm | kubeconform | buildah | bench) "setup_$task" ;;
+	apt | guest | controlplane | oldest | certmanager | node | helm | kubeconform | buildah | bench) "setup_$task" ;;
 	*)
 		echo "tools/setup.sh: unknown task $task" >&2
 		exit 2

@@ -51,11 +51,20 @@ func ControlPlane() (string, error) {
 	if dir := os.Getenv("KUBEBUILDER_ASSETS"); dir != "" {
 		return dir, nil
 	}
+	return madeOfControlPlane("controlplane")
+}
+
+// Node gives the directory of the programs that make a node and a cluster of it: kubelet,
+// kube-controller-manager, kube-scheduler, kube-proxy, and kubectl.
+func Node() (string, error) { return madeOfControlPlane("node") }
+
+// madeOfControlPlane gives the directory of a task that builds from the module in tools/controlplane.
+func madeOfControlPlane(task string) (string, error) {
 	hash, err := hash("tools/controlplane/go.mod", "tools/controlplane/go.sum")
 	if err != nil {
 		return "", err
 	}
-	return made("controlplane", "controlplane-"+hash)
+	return made(task, task+"-"+hash)
 }
 
 // OldestAPIServer gives the path of the kube-apiserver of the oldest Kubernetes release that the chart
