@@ -40,14 +40,21 @@ func newAuthority() (*authority, error) {
 	return &authority{c, key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}, nil
 }
 
-// issue makes a serving certificate for 127.0.0.1, as PEM.
-func (a *authority) issue() (crt, key []byte, err error) {
+// issue makes a serving certificate for 127.0.0.1 and other hosts, names or addresses, as PEM.
+func (a *authority) issue(hosts ...string) (crt, key []byte, err error) {
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, nil, err
 	}
-	template := certificate("webhook")
+	template := certificate("server")
 	template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+	for _, host := range hosts {
+		if ip := net.ParseIP(host); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, host)
+		}
+	}
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, &k.PublicKey, a.key)
 	if err != nil {

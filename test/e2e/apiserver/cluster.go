@@ -80,7 +80,8 @@ func StartOldest(dir string) (*Cluster, error) {
 	return start(dir, server, filepath.Join(programs, "etcd"))
 }
 
-func start(dir, serverProgram, etcdProgram string) (_ *Cluster, err error) {
+// start is Start with these programs, after configure.
+func start(dir, serverProgram, etcdProgram string, configure ...func(*Cluster, *envtest.APIServer) error) (_ *Cluster, err error) {
 	c := &Cluster{dir: dir, programs: []string{serverProgram, etcdProgram}}
 	defer func() {
 		if err != nil {
@@ -114,6 +115,11 @@ func start(dir, serverProgram, etcdProgram string) (_ *Cluster, err error) {
 	// envtest switches ServiceAccount admission off. It belongs to the picture: it mounts tokens into
 	// every container, those of webhooks included, since it runs again after them.
 	server.Configure().Disable("disable-admission-plugins")
+	for _, f := range configure {
+		if err := f(c, server); err != nil {
+			return nil, err
+		}
+	}
 
 	config, err := c.env.Start()
 	if err != nil {

@@ -28,30 +28,50 @@ type call struct {
 
 // New makes an empty namespace. The name is for messages only. It needs CAP_SYS_ADMIN.
 func New(name string) (*Namespace, error) {
-	n := &Namespace{name: name, calls: make(chan call)}
-	ready := make(chan error)
-	go n.loop(ready)
-	if err := <-ready; err != nil {
+	n, err := start(name, func() error { return unix.Unshare(unix.CLONE_NEWNET) })
+	if err != nil {
 		return nil, fmt.Errorf("make network namespace %s: %w", name, err)
 	}
 	return n, nil
 }
 
+// Join gives the namespace that a file refers to, such as /proc/<pid>/ns/net. Close leaves it to those
+// who are in it as well. It needs CAP_SYS_ADMIN.
+func Join(name, path string) (*Namespace, error) {
+	f, err := os.Open(path)
+	if err == nil {
+		defer f.Close()
+		var n *Namespace
+		if n, err = start(name, func() error { return unix.Setns(int(f.Fd()), unix.CLONE_NEWNET) }); err == nil {
+			return n, nil
+		}
+	}
+	return nil, fmt.Errorf("join network namespace %s: %w", name, err)
+}
+
+// start starts the thread, which enters the namespace.
+func start(name string, enter func() error) (*Namespace, error) {
+	n := &Namespace{name: name, calls: make(chan call)}
+	ready := make(chan error)
+	go n.loop(enter, ready)
+	return n, <-ready
+}
+
 // loop never unlocks its thread: the thread ends with the goroutine, and with it, by their
 // parent-death signal, the processes that were started on it. A thread of Go's pool would not do:
 // it may end at any time, and the processes too early.
-func (n *Namespace) loop(ready chan<- error) {
+func (n *Namespace) loop(enter func() error, ready chan<- error) {
 	runtime.LockOSThread()
 	if unix.Gettid() == unix.Getpid() {
 		// The process's first thread does not end before the process. While it is ours, the next
 		// goroutine gets another one.
 		defer runtime.UnlockOSThread()
 		again := make(chan error)
-		go n.loop(again)
+		go n.loop(enter, again)
 		ready <- <-again
 		return
 	}
-	err := unix.Unshare(unix.CLONE_NEWNET)
+	err := enter()
 	if err == nil {
 		n.file, err = os.Open("/proc/thread-self/ns/net")
 	}

@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -30,6 +31,17 @@ func TestNamespace(t *testing.T) {
 	defer b.Close()
 	if out, err := b.Run(exec.Command("cat", "/proc/sys/net/ipv4/ip_forward")); err != nil || out != "0\n" {
 		t.Errorf("ip_forward of another namespace is %q (%v), want 0", out, err)
+	}
+	again, err := Join("a again", fmt.Sprintf("/proc/self/fd/%d", a.File().Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if out, err := again.Run(exec.Command("cat", "/proc/sys/net/ipv4/ip_forward")); err != nil || out != "1\n" {
+		t.Errorf("ip_forward of the namespace joined is %q (%v), want 1", out, err)
+	}
+	if _, err := Join("none", "/proc/self/ns/none"); err == nil || !strings.Contains(err.Error(), "join network namespace none") {
+		t.Errorf("got error %v, want that there is none", err)
 	}
 	if _, err := b.Run(exec.Command("sh", "-c", "echo reason; exit 3")); err == nil || !strings.Contains(err.Error(), "in b: exit status 3\nreason") {
 		t.Errorf("got error %v, want one with code and output", err)
