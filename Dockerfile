@@ -1,9 +1,9 @@
 # Two images, FROM scratch, of prebuilt static programs: `make image` builds both for each architecture
-# into build/*.tar, with nothing from the network.
+# into build/*.tar, with nothing from the network. The context is the directory build.
 
 FROM scratch AS webhook
 ARG TARGETARCH
-COPY --chmod=0755 build/linux-${TARGETARCH}/meshvirt-webhook /meshvirt-webhook
+COPY --chmod=0755 linux-${TARGETARCH}/meshvirt-webhook /meshvirt-webhook
 USER 65532:65532
 ENTRYPOINT ["/meshvirt-webhook"]
 
@@ -11,5 +11,5 @@ ENTRYPOINT ["/meshvirt-webhook"]
 # with NET_RAW in mode tproxy).
 FROM scratch AS dataplane
 ARG TARGETARCH
-COPY --chmod=0755 build/linux-${TARGETARCH}/meshvirt-rules build/linux-${TARGETARCH}/meshvirt-proxy /
+COPY --chmod=0755 linux-${TARGETARCH}/meshvirt-rules linux-${TARGETARCH}/meshvirt-proxy /
 USER 65532:65532

@@ -43,7 +43,7 @@ func TestCheck(t *testing.T) {
 			if err := os.WriteFile(file, layout(t, c.change), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			digest, err := check(file, w)
+			digest, err := check(file, w, []string{"amd64", "arm64"})
 			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 				t.Errorf("error %v, want %q", err, c.want)
 			}
