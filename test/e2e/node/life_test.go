@@ -1,0 +1,182 @@
+package node
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/meshvirt/meshvirt/pkg/templates"
+	"github.com/meshvirt/meshvirt/tools"
+)
+
+// loadRate is how many virt-launcher pods a second are created.
+const loadRate = 10
+
+// underLoad calls f while virt-launcher pods are created, and a while longer. None may be refused, none
+// unadapted. No node takes them.
+func underLoad(t *testing.T, c *Cluster, name string, f func()) {
+	t.Helper()
+	pod := launcher(t, c, name, nil)
+	pod.Spec.NodeSelector["nowhere"] = "true"
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	var count struct {
+		sync.Mutex
+		admitted, refused, unadapted int
+	}
+	create := func() {
+		got, err := c.Admit(t.Context(), vms, pod)
+		count.Lock()
+		defer count.Unlock()
+		count.admitted++
+		if err != nil {
+			if count.refused++; count.refused < 5 {
+				t.Errorf("a pod is refused: %v", err)
+			}
+		} else if !adapted(got) {
+			count.unadapted++
+		}
+	}
+	wg.Go(func() {
+		tick := time.NewTicker(time.Second / loadRate)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				wg.Go(create)
+			}
+		}
+	})
+	f()
+	stop()
+	wg.Wait()
+	if count.admitted == 0 || count.refused+count.unadapted > 0 {
+		t.Errorf("of %d pods %d were refused and %d not adapted, want none", count.admitted, count.refused, count.unadapted)
+	}
+	t.Logf("%s: %d pods", name, count.admitted)
+	_, err := c.Kubectl(t.Context(), "delete", "pods", "-n", vms, "--field-selector=status.phase=Pending", "--wait=false")
+	do(t, err)
+}
+
+// webhookPods gives the names of the pods that run and are not about to end.
+func webhookPods(t *testing.T, c *Cluster) []string {
+	t.Helper()
+	var list corev1.PodList
+	do(t, c.Client.List(t.Context(), &list, client.InNamespace(system), client.MatchingLabels{"app.kubernetes.io/component": "webhook"}))
+	var names []string
+	for _, pod := range list.Items {
+		if pod.DeletionTimestamp == nil {
+			names = append(names, pod.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Virtual machines start while the webhook's pods come and go: one is deleted, all are replaced by a
+// rollout, and by an upgrade with other values, which later pods have.
+func TestReplace(t *testing.T) {
+	c := node(t)
+	installed(t, c)
+	ctx := t.Context()
+	rollout := func() {
+		_, err := c.Kubectl(ctx, "rollout", "status", "-n", system, "deployment/meshvirt", "--timeout", patience.String())
+		do(t, err)
+	}
+	before := webhookPods(t, c)
+	if len(before) != 2 {
+		t.Fatalf("webhook pods %v, want 2", before)
+	}
+	underLoad(t, c, "vm-load", func() {
+		_, err := c.Kubectl(ctx, "delete", "pod", "-n", system, before[0])
+		do(t, err)
+		rollout()
+		_, err = c.Kubectl(ctx, "rollout", "restart", "-n", system, "deployment/meshvirt")
+		do(t, err)
+		rollout()
+		root, err := tools.Root()
+		do(t, err)
+		_, err = c.Helm(ctx, "upgrade", "meshvirt", filepath.Join(root, "charts/meshvirt"), "-n", system, "--reset-then-reuse-values",
+			"--set", "dataPlane.rulesResources.requests.cpu=23m", "--wait", "--timeout", patience.String())
+		do(t, err)
+		// The old pods still end.
+		await1(t, "the old pods of the webhook are gone", func() bool {
+			var list corev1.PodList
+			do(t, c.Client.List(ctx, &list, client.InNamespace(system)))
+			return len(list.Items) == 2
+		})
+	})
+	if after := webhookPods(t, c); slices.ContainsFunc(after, func(name string) bool { return slices.Contains(before, name) }) {
+		t.Errorf("webhook pods were %v and are %v, want all new", before, after)
+	}
+	pod := launch(t, c, "vm-upgraded", nil)
+	if cpu := ours(pod)[templates.RulesName].Resources.Requests[corev1.ResourceCPU]; cpu.String() != "23m" {
+		t.Errorf("after the upgrade %s asks for %s of CPU, want 23m", templates.RulesName, &cpu)
+	}
+}
+
+// section gives the indented lines below a heading of a page, without comments.
+func section(page, heading string) []string {
+	var lines []string
+	in := false
+	for line := range strings.Lines(page) {
+		if strings.HasPrefix(line, "## ") {
+			in = strings.TrimSpace(line) == heading
+		}
+		if in && strings.HasPrefix(line, "    ") {
+			line, _, _ = strings.Cut(line, "#")
+			lines = append(lines, strings.TrimSpace(line))
+		}
+	}
+	return lines
+}
+
+// Uninstalled as docs/install.md says, MeshVirt leaves nothing, and virtual machines start as the mesh
+// alone has them.
+func TestUninstall(t *testing.T) {
+	c := node(t)
+	installed(t, c)
+	ctx := t.Context()
+	root, err := tools.Root()
+	do(t, err)
+	page, err := os.ReadFile(filepath.Join(root, "docs/install.md"))
+	do(t, err)
+	commands := section(string(page), "## Uninstall")
+	if len(commands) != 3 {
+		t.Fatalf("docs/install.md uninstalls by %q, want 3 commands", commands)
+	}
+	for _, line := range commands {
+		args := strings.Fields(line)
+		run := c.Kubectl
+		if args[0] == "helm" {
+			run = c.Helm
+		}
+		out, err := run(ctx, args[1:]...)
+		do(t, err)
+		t.Logf("%s\n%s", line, out)
+	}
+	kinds, err := c.Kubectl(ctx, "api-resources", "--verbs=list", "-o", "name")
+	do(t, err)
+	found, err := c.Kubectl(ctx, "get", strings.Join(strings.Fields(kinds), ","), "-A", "-o", "name", "--ignore-not-found")
+	do(t, err)
+	for line := range strings.Lines(found) {
+		// Of the test's own namespaces are the pods of the tests before, and events about them.
+		if strings.Contains(line, "meshvirt") && !strings.HasPrefix(line, "event") {
+			t.Errorf("left behind: %s", line)
+		}
+	}
+	pod := running(t, c, launch(t, c, "vm-after", nil))
+	if adapted(pod) || len(ours(pod)) > 0 {
+		t.Errorf("the pod is adapted")
+	}
+}
