@@ -257,6 +257,8 @@ func TestEventsOfOutcomes(t *testing.T) {
 	asks := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{"meshvirt.io/mode": "off"}}}
 	again := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{"meshvirt.io/status": "{}"}}}
 	rules := mutate.Report{Mode: plan.Rules, Reason: mutate.MasqueradeSidecar, Mesh: "istio"}
+	warned := rules
+	warned.Warnings = []string{"one", "two."}
 	off := func(r mutate.Reason, mesh string) mutate.Report {
 		return mutate.Report{Mode: plan.Off, Reason: r, Mesh: mesh}
 	}
@@ -266,16 +268,17 @@ func TestEventsOfOutcomes(t *testing.T) {
 		result string
 		want   string
 	}{
-		"adapted":                      {plain, rules, resultPatched, "Normal MeshJoined mode rules: " + mutate.ReasonTexts[mutate.MasqueradeSidecar]},
+		"adapted":                      {plain, rules, resultPatched, "Normal MeshJoined Joined istio in mode rules (MasqueradeSidecar). " + mutate.ReasonTexts[mutate.MasqueradeSidecar]},
+		"adapted with warnings":        {plain, warned, resultPatched, "Normal MeshJoined Joined istio in mode rules (MasqueradeSidecar). " + mutate.ReasonTexts[mutate.MasqueradeSidecar] + " Warning: one. Warning: two."},
 		"adapted before":               {again, rules, resultPatched, ""},
 		"adapted before, unchanged":    {again, rules, resultUnchanged, ""},
 		"denied":                       {plain, off(mutate.Invalid, ""), resultDenied, "Warning MeshRefused why"},
 		"an error":                     {plain, mutate.Report{}, resultErrored, ""},
-		"left alone beside a mesh":     {plain, off(mutate.BindingUnsupported, "istio"), resultUnchanged, "Normal MeshSkipped BindingUnsupported: " + mutate.ReasonTexts[mutate.BindingUnsupported]},
-		"left alone as asked for":      {asks, off(mutate.OptedOut, ""), resultUnchanged, "Normal MeshSkipped OptedOut: " + mutate.ReasonTexts[mutate.OptedOut]},
+		"left alone beside a mesh":     {plain, off(mutate.BindingUnsupported, "istio"), resultUnchanged, "Normal MeshSkipped Left as istio made it (BindingUnsupported). " + mutate.ReasonTexts[mutate.BindingUnsupported]},
+		"left alone as asked for":      {asks, off(mutate.OptedOut, ""), resultUnchanged, "Normal MeshSkipped Left alone (OptedOut). " + mutate.ReasonTexts[mutate.OptedOut]},
 		"left alone without a mesh":    {plain, off(mutate.NoMesh, ""), resultUnchanged, ""},
 		"no VM":                        {asks, off(mutate.NotVirtLauncher, ""), resultUnchanged, ""},
-		"left alone, but asks for us":  {asks, off(mutate.NoMesh, ""), resultUnchanged, "Normal MeshSkipped NoMesh: " + mutate.ReasonTexts[mutate.NoMesh]},
+		"left alone, but asks for us":  {asks, off(mutate.NoMesh, ""), resultUnchanged, "Normal MeshSkipped Left alone (NoMesh). " + mutate.ReasonTexts[mutate.NoMesh]},
 		"an earlier one told of a pod": {again, off(mutate.NoMesh, ""), resultUnchanged, ""},
 	} {
 		got := ""

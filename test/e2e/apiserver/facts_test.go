@@ -88,7 +88,7 @@ func TestFacts(t *testing.T) {
 			t.Fatalf("events %+v, want one MeshJoined", events)
 		}
 		e := events["MeshJoined"][0]
-		if e.Count != 1 || e.Type != corev1.EventTypeNormal || !strings.HasPrefix(e.Message, "mode rules: A VM with masquerade binding") || e.Source.Component != "meshvirt-webhook" {
+		if e.Count != 1 || e.Type != corev1.EventTypeNormal || !strings.HasPrefix(e.Message, "Joined istio in mode rules (MasqueradeSidecar). A VM with masquerade binding") || e.Source.Component != "meshvirt-webhook" {
 			t.Errorf("event %+v", e)
 		}
 	})
@@ -131,7 +131,7 @@ func TestFacts(t *testing.T) {
 			t.Fatalf("error %v, adapted %t", err, adapted(pod))
 		}
 		events := f.awaitEvents(t, in, factsNamespace)
-		if e := events["MeshSkipped"]; len(e) != 1 || !strings.HasPrefix(e[0].Message, "BindingUnsupported: ") {
+		if e := events["MeshSkipped"]; len(e) != 1 || !strings.HasPrefix(e[0].Message, "Left as istio made it (BindingUnsupported). ") {
 			t.Errorf("events %+v, want one MeshSkipped", events)
 		}
 	})
