@@ -18,6 +18,10 @@ func TestSetupAndGoAgree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	node, err := Node()
+	if err != nil {
+		t.Fatal(err)
+	}
 	helm, err := Helm()
 	if err != nil {
 		t.Fatal(err)
@@ -35,7 +39,7 @@ func TestSetupAndGoAgree(t *testing.T) {
 		t.Fatal(err)
 	}
 	for task, want := range map[string]string{
-		"controlplane": controlPlane, "oldest": filepath.Dir(oldest), "certmanager": filepath.Dir(certManager),
+		"controlplane": controlPlane, "oldest": filepath.Dir(oldest), "certmanager": filepath.Dir(certManager), "node": node,
 		"helm": filepath.Dir(helm), "kubeconform": filepath.Dir(kubeconform),
 	} {
 		if task == "controlplane" && os.Getenv("KUBEBUILDER_ASSETS") != "" {
@@ -58,6 +62,10 @@ func TestMissingNamesTheCommand(t *testing.T) {
 	_, err := ControlPlane()
 	if err == nil || !strings.Contains(err.Error(), "run tools/setup.sh controlplane") {
 		t.Errorf("control plane: got error %v, want one that names the command", err)
+	}
+	_, err = Node()
+	if err == nil || !strings.Contains(err.Error(), "run tools/setup.sh node") {
+		t.Errorf("node: got error %v, want one that names the command", err)
 	}
 	_, err = Helm()
 	if err == nil || !strings.Contains(err.Error(), "run tools/setup.sh helm") {

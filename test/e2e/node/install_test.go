@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -75,6 +76,11 @@ func TestInstall(t *testing.T) {
 			guest, err := c.StartGuest(t.Context(), pod, "v1.9.0-istio-ports-22-80-ipv4")
 			do(t, err)
 			defer guest.Close()
+			tables, err := guest.Pod.Run(exec.Command("nft", "list", "tables"))
+			do(t, err)
+			if has := strings.Contains(tables, "table inet meshvirt\n"); has != (len(test.injected) > 0) {
+				t.Errorf("tables in the pod's network namespace, with %d containers of ours:\n%s", len(test.injected), tables)
+			}
 			if got := travel(t, c, pod, guest.Client, otherPod, other); !slices.Equal(got, test.paths) {
 				t.Errorf("of the paths %v are as they should be, want %v", got, test.paths)
 			}
@@ -135,6 +141,9 @@ func TestShow(t *testing.T) {
 		return strings.Contains(told, "MeshJoined")
 	})
 	t.Log(told[strings.Index(told, "Events:"):])
+	if want := "meshvirt-webhook  Joined istio in mode rules (MasqueradeSidecar). A VM with masquerade binding"; !strings.Contains(told, want) {
+		t.Errorf("kubectl describe vmi\n%s\nwant %q", told, want)
+	}
 
 	bin := filepath.Join(c.dir, "bin")
 	script := fmt.Sprintf("PATH=%s:%s:$PATH KUBECONFIG=%s; export PATH KUBECONFIG\n", c.programs, bin, c.admin)
