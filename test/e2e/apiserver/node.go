@@ -68,6 +68,13 @@ func (c *Cluster) ServiceAccountKey() string {
 	return filepath.Join(c.env.ControlPlane.GetAPIServer().CertDir, "sa-signer.key")
 }
 
+// Issue makes a serving certificate for the hosts, names or addresses, and gives it, its key and the
+// certificate of the CA that signed it, as PEM.
+func (c *Cluster) Issue(hosts ...string) (crt, key, ca []byte, err error) {
+	crt, key, err = c.authority.issue(hosts...)
+	return crt, key, c.authority.pem, err
+}
+
 // Kubeconfig writes a file for a user of the API server, and gives its name.
 func (c *Cluster) Kubeconfig(user string, groups ...string) (file string, err error) {
 	u, err := c.env.AddUser(envtest.User{Name: user, Groups: groups}, nil)

@@ -22,6 +22,9 @@ import (
 // system is the namespace that MeshVirt is installed to.
 const system = apiserver.WebhookNamespace
 
+// restricted are the labels of a namespace for the webhook.
+var restricted = map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}
+
 // installed installs MeshVirt as docs/install.md says, unless it is there, and gives helm's notes.
 func installed(t *testing.T, c *Cluster) (notes string) {
 	t.Helper()
@@ -29,10 +32,16 @@ func installed(t *testing.T, c *Cluster) (notes string) {
 	if out, err := c.Helm(t.Context(), "get", "notes", "meshvirt", "-n", system); err == nil {
 		return out
 	}
+	do(t, c.Namespace(t.Context(), system, restricted))
+	return install(t, c)
+}
+
+// install runs helm, which waits until the webhook is ready.
+func install(t *testing.T, c *Cluster, args ...string) (notes string) {
+	t.Helper()
 	root, err := tools.Root()
 	do(t, err)
-	do(t, c.Namespace(t.Context(), system, map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}))
-	out, err := c.Helm(t.Context(), "install", "meshvirt", filepath.Join(root, "charts/meshvirt"), "-n", system, "--create-namespace", "--wait", "--timeout", patience.String())
+	out, err := c.Helm(t.Context(), append([]string{"install", "meshvirt", filepath.Join(root, "charts/meshvirt"), "-n", system, "--create-namespace", "--wait", "--timeout", patience.String()}, args...)...)
 	if err != nil {
 		told, _ := c.Kubectl(t.Context(), "describe", "pods", "-n", system)
 		logs, _ := c.Kubectl(t.Context(), "logs", "-n", system, "deployment/meshvirt")

@@ -141,12 +141,12 @@ func section(page, heading string) []string {
 	return lines
 }
 
-// Uninstalled as docs/install.md says, MeshVirt leaves nothing, and virtual machines start as the mesh
-// alone has them.
-func TestUninstall(t *testing.T) {
-	c := node(t)
-	installed(t, c)
-	ctx := t.Context()
+// uninstall does what docs/install.md says, if MeshVirt is installed.
+func uninstall(t *testing.T, c *Cluster) {
+	t.Helper()
+	if _, err := c.Helm(t.Context(), "status", "meshvirt", "-n", system); err != nil {
+		return
+	}
 	root, err := tools.Root()
 	do(t, err)
 	page, err := os.ReadFile(filepath.Join(root, "docs/install.md"))
@@ -161,17 +161,27 @@ func TestUninstall(t *testing.T) {
 		if args[0] == "helm" {
 			run = c.Helm
 		}
-		out, err := run(ctx, args[1:]...)
+		out, err := run(t.Context(), args[1:]...)
 		do(t, err)
 		t.Logf("%s\n%s", line, out)
 	}
+}
+
+// Uninstalled, MeshVirt leaves nothing, and virtual machines start as the mesh alone has them.
+func TestUninstall(t *testing.T) {
+	c := node(t)
+	installed(t, c)
+	uninstall(t, c)
+	ctx := t.Context()
 	kinds, err := c.Kubectl(ctx, "api-resources", "--verbs=list", "-o", "name")
 	do(t, err)
 	found, err := c.Kubectl(ctx, "get", strings.Join(strings.Fields(kinds), ","), "-A", "-o", "name", "--ignore-not-found")
 	do(t, err)
+	if !strings.Contains(found, "namespace/"+vms) {
+		t.Errorf("kubectl get finds not even the test's namespace:\n%s", found)
+	}
 	for line := range strings.Lines(found) {
-		// Of the test's own namespaces are the pods of the tests before, and events about them.
-		if strings.Contains(line, "meshvirt") && !strings.HasPrefix(line, "event") {
+		if strings.Contains(line, "meshvirt") && !strings.HasPrefix(line, "event") { // events end by themselves
 			t.Errorf("left behind: %s", line)
 		}
 	}
@@ -179,4 +189,27 @@ func TestUninstall(t *testing.T) {
 	if adapted(pod) || len(ours(pod)) > 0 {
 		t.Errorf("the pod is adapted")
 	}
+}
+
+// A certificate that is the user's own, or cert-manager's, comes as a mounted Secret: the webhook, which is
+// not root, can read it.
+func TestMountedCertificate(t *testing.T) {
+	c := node(t)
+	uninstall(t, c)
+	kubeVirt(t, c)
+	ctx := t.Context()
+	crt, key, ca, err := c.Issue("meshvirt." + system + ".svc")
+	do(t, err)
+	dir := t.TempDir()
+	for name, content := range map[string][]byte{"tls.crt": crt, "tls.key": key, "ca.crt": ca} {
+		do(t, os.WriteFile(filepath.Join(dir, name), content, 0o600))
+	}
+	do(t, c.Namespace(ctx, system, restricted))
+	_, err = c.Kubectl(ctx, "create", "secret", "tls", "meshvirt-tls", "-n", system, "--cert="+filepath.Join(dir, "tls.crt"), "--key="+filepath.Join(dir, "tls.key"))
+	do(t, err)
+	install(t, c, "--set=webhook.certificateSecret=meshvirt-tls", "--set-file=webhook.caBundle="+filepath.Join(dir, "ca.crt"))
+	if pod := launch(t, c, "vm-mounted", nil); !adapted(pod) {
+		t.Errorf("the pod is not adapted: annotations %v", pod.Annotations)
+	}
+	uninstall(t, c)
 }
