@@ -97,8 +97,7 @@ func (c *Cluster) StartGuest(ctx context.Context, pod *corev1.Pod, recording str
 	}
 	return g, g.Listen(ctx,
 		agent.Listen{Network: "tcp", Addr: netip.MustParseAddrPort("0.0.0.0:80"), Kind: agent.Echo},
-		agent.Listen{Network: "tcp", Addr: netip.MustParseAddrPort("0.0.0.0:22"), Kind: agent.Banner},
-		agent.Listen{Network: "udp", Addr: netip.AddrPortFrom(guestIP, 9999), Kind: agent.Echo})
+		agent.Listen{Network: "tcp", Addr: netip.MustParseAddrPort("0.0.0.0:22"), Kind: agent.Banner})
 }
 
 // plug makes the cable from the bridge to the guest.
