@@ -98,20 +98,20 @@ func eventOf(pod *corev1.Pod, report mutate.Report, result string, denial error)
 	case result == resultErrored || before: // an earlier review of an adapted pod has told
 		return nil
 	case report.Mode != plan.Off:
-		return &corev1.Event{Type: corev1.EventTypeNormal, Reason: eventJoined, Message: explain(report, fmt.Sprintf("Joined %s in mode %s", report.Mesh, report.Mode))}
+		return &corev1.Event{Type: corev1.EventTypeNormal, Reason: eventJoined, Message: messageOf(report, fmt.Sprintf("Joined %s in mode %s", report.Mesh, report.Mode))}
 	case report.Reason != mutate.NotVirtLauncher && (report.Mesh != "" || asksForUs(pod)):
 		what := "Left alone"
 		if report.Mesh != "" {
 			what = fmt.Sprintf("Left as %s made it", report.Mesh)
 		}
-		return &corev1.Event{Type: corev1.EventTypeNormal, Reason: eventSkipped, Message: explain(report, what)}
+		return &corev1.Event{Type: corev1.EventTypeNormal, Reason: eventSkipped, Message: messageOf(report, what)}
 	}
 	return nil
 }
 
-// explain says why, and warns: the API server's answer has the warnings as well, but its reader is
+// messageOf says why, and warns: the API server's answer has the warnings as well, but its reader is
 // virt-controller.
-func explain(report mutate.Report, what string) string {
+func messageOf(report mutate.Report, what string) string {
 	message := fmt.Sprintf("%s (%s). %s", what, report.Reason, mutate.ReasonTexts[report.Reason])
 	for _, w := range report.Warnings {
 		message += " Warning: " + strings.TrimSuffix(w, ".") + "."
