@@ -17,14 +17,19 @@ func (l *Lab) AmbientEnrol(ctx context.Context, backend Backend, o istio.Ambient
 	if err != nil {
 		return r, err
 	}
+	return r, l.AmbientRules(ctx, backend, r)
+}
+
+// AmbientRules is AmbientEnrol with the rules that it writes.
+func (l *Lab) AmbientRules(ctx context.Context, backend Backend, r istio.Rules) error {
 	if err := l.load(ctx, backend, r); err != nil {
-		return r, err
+		return err
 	}
 	route := policyRoute{mark: istio.AmbientMark, mask: istio.AmbientMask, table: istio.AmbientTable, priority: istio.AmbientRulePriority}
-	if err := l.pod.Do(func() error { return route.add(o.DualStack) }); err != nil {
-		return r, fmt.Errorf("policy route: %w", err)
+	if err := l.pod.Do(func() error { return route.add(r.DualStack) }); err != nil {
+		return fmt.Errorf("policy route: %w", err)
 	}
-	return r, l.node.Do(func() error {
+	return l.node.Do(func() error {
 		return configure("lo", []string{ProbeIP4.String() + "/32", ProbeIP6.String() + "/128"}, nil)
 	})
 }

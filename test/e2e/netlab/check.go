@@ -1,6 +1,7 @@
 package netlab
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -27,8 +28,9 @@ type Result struct {
 	Via []sidecar.Direction
 	// Sidecar are the connections that Via is made of.
 	Sidecar []sidecar.Event
-	// GuestSaw and PeerSaw are the client's address as the server saw it, even if its answer was lost.
-	GuestSaw, PeerSaw netip.AddrPort
+	// GuestSaw, PeerSaw and PodSaw (a server in the pod beside the guest) are the client's address as
+	// the server saw it, even if its answer was lost.
+	GuestSaw, PeerSaw, PodSaw netip.AddrPort
 	// Answer is the address that DNS gave, or for raw-tcp what came back: "syn-ack" or "rst".
 	Answer string
 	// Status is that of an HTTP answer.
@@ -65,7 +67,7 @@ func (r Result) Outcome() string {
 	if r.Answer != "" {
 		words = append(words, r.Answer)
 	}
-	for _, saw := range []netip.AddrPort{r.PeerSaw, r.GuestSaw} {
+	for _, saw := range []netip.AddrPort{r.PeerSaw, r.GuestSaw, r.PodSaw} {
 		if r.OK && saw.IsValid() {
 			words = append(words, "saw", saw.Addr().String())
 		}
@@ -157,8 +159,8 @@ func (l *Lab) attempt(ctx context.Context, from *agent.Client, token string, r *
 	switch f.Network {
 	case "tcp", "udp":
 		d, err := from.Dial(ctx, agent.Dial{
-			Network: f.Network, To: f.To, Kind: f.Kind, Token: token, Bytes: payload, Half: f.Half,
-			From: f.Src.Addr(), Tunnel: f.tunnel(), Timeout: timeout,
+			Network: f.Network, To: f.To, Kind: f.Kind, Token: token, Bytes: cmp.Or(f.Bytes, payload), Half: f.Half, Idle: f.Idle,
+			Path: f.Path, From: f.Src.Addr(), Tunnel: f.tunnel(), Timeout: timeout + f.Idle,
 		})
 		if err == nil && !d.OK {
 			err = errors.New(d.Err)
@@ -229,7 +231,7 @@ func (l *Lab) whoSaw(ctx context.Context, token string, r *Result) error {
 		for _, server := range []struct {
 			client *agent.Client
 			saw    *netip.AddrPort
-		}{{l.Guest, &r.GuestSaw}, {l.Peer, &r.PeerSaw}} {
+		}{{l.Guest, &r.GuestSaw}, {l.Peer, &r.PeerSaw}, {l.Pod, &r.PodSaw}} {
 			if server.client == nil {
 				continue
 			}

@@ -33,6 +33,9 @@ type Flow struct {
 	Half    bool           // for agent.Echo: the client ends its direction before the server answers
 	Src     netip.AddrPort // for raw-tcp and raw-udp; for tcp its address, if valid, is dialled from
 	Tunnel  bool           // for tcp: through the ambient mesh's tunnel to To's host
+	Path    string         // for agent.HTTP; empty means /
+	Bytes   int            // of the payload, for agent.Echo and agent.Bulk; zero means some packets
+	Idle    time.Duration  // for agent.Echo: silence in the middle
 	// Timeout bounds the attempt, if it is shorter than the lab's. Zero means the lab's.
 	Timeout time.Duration
 }

@@ -42,23 +42,28 @@ func (l *Lab) IstioInit(ctx context.Context, version string, backend Backend, ar
 	if err != nil {
 		return r, err
 	}
+	return r, l.IstioRules(ctx, backend, r)
+}
+
+// IstioRules is IstioInit with the rules that it writes.
+func (l *Lab) IstioRules(ctx context.Context, backend Backend, r istio.Rules) error {
 	if err := l.load(ctx, backend, r); err != nil {
-		return r, err
+		return err
 	}
 	if r.Empty() {
-		return r, nil
+		return nil
 	}
 	if r.TProxy {
 		route := policyRoute{mark: istio.TProxyMark, table: istio.TProxyTable, priority: -1}
 		if err := l.pod.Do(func() error { return route.add(r.DualStack) }); err != nil {
-			return r, fmt.Errorf("policy route: %w", err)
+			return fmt.Errorf("policy route: %w", err)
 		}
 	}
 	if !r.DualStack {
-		return r, nil
+		return nil
 	}
 	// Envoy's source towards the application; 127.0.0.6 needs no address.
-	return r, l.pod.Do(func() error { return configure("lo", []string{"::6/128"}, nil) })
+	return l.pod.Do(func() error { return configure("lo", []string{"::6/128"}, nil) })
 }
 
 // load puts Istio's rules into the pod.
@@ -155,12 +160,13 @@ func (l *Lab) NamePort(port uint16, name string) { l.ports[port] = name }
 // DNS, an Envoy and its agent decide by the same settings as istio-init. A transparent one is root, as the
 // injector has it.
 func (l *Lab) StartSidecar(ctx context.Context, cfg sidecar.Config) error {
-	user := syscall.Credential{Uid: sidecar.UID, Gid: sidecar.GID}
+	cfg = cfg.WithDefaults()
+	user := syscall.Credential{Uid: cfg.UID, Gid: cfg.UID}
 	if cfg.Transparent {
 		user.Uid = 0
 	}
 	return l.startMesh(ctx, "sidecar", user, cfg,
-		sidecar.Admin, sidecar.Outbound, sidecar.Inbound, sidecar.HBONE, sidecar.Agent, sidecar.Health, sidecar.DNSPort, sidecar.Prometheus)
+		sidecar.Admin, cfg.OutboundPort, cfg.InboundPort, sidecar.HBONE, sidecar.Agent, sidecar.Health, sidecar.DNSPort, sidecar.Prometheus)
 }
 
 // startMesh starts a stand-in of a mesh's proxy, and names its ports.
@@ -169,7 +175,8 @@ func (l *Lab) startMesh(ctx context.Context, name string, user syscall.Credentia
 		return errors.New("the mesh's proxy runs already")
 	}
 	conn, err := l.start(l.pod, user, name, fmt.Sprintf("-ipv6=%t", cfg.IPv6), fmt.Sprintf("-dns=%t", cfg.DNS),
-		fmt.Sprintf("-transparent=%t", cfg.Transparent), fmt.Sprintf("-quiet=%t", cfg.Quiet))
+		fmt.Sprintf("-transparent=%t", cfg.Transparent), fmt.Sprintf("-quiet=%t", cfg.Quiet),
+		fmt.Sprintf("-outbound=%d", cfg.OutboundPort), fmt.Sprintf("-inbound=%d", cfg.InboundPort))
 	if err != nil {
 		return err
 	}
@@ -188,6 +195,11 @@ func (l *Lab) KubeVirt(ctx context.Context, recording string) error {
 	if err != nil {
 		return err
 	}
+	return l.KubeVirtRules(ctx, rules)
+}
+
+// KubeVirtRules is KubeVirt with the rules themselves.
+func (l *Lab) KubeVirtRules(ctx context.Context, rules string) error {
 	if err := l.pod.Do(l.addBridge); err != nil {
 		return fmt.Errorf("add bridge %s: %w", Bridge, err)
 	}
@@ -196,7 +208,7 @@ func (l *Lab) KubeVirt(ctx context.Context, recording string) error {
 			return err
 		}
 	}
-	_, err = l.RunInPod(ctx, rules, "nft", "-f", "-")
+	_, err := l.RunInPod(ctx, rules, "nft", "-f", "-")
 	return err
 }
 

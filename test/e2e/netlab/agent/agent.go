@@ -21,11 +21,13 @@ const (
 	Banner = "banner"
 	// HTTP is a GET request.
 	HTTP = "http"
+	// Bulk is Echo whose payload neither end keeps: each sends Dial.Bytes and checks the other's by a sum.
+	Bulk = "bulk"
 	// DNS answers every question for an A record with one address.
 	DNS = "dns"
 )
 
-// A Listen opens a server. It accepts Echo and HTTP on the same port.
+// A Listen opens a server. It accepts Echo, Bulk and HTTP on the same port.
 type Listen struct {
 	Network string         // tcp or udp
 	Addr    netip.AddrPort // an address of the host; for udp not the unspecified one
@@ -41,6 +43,7 @@ type Dial struct {
 	Token   string            // tells attempts apart
 	Bytes   int               // size of Echo's payload
 	Half    bool              // close the sending direction before the server answers
+	Idle    time.Duration     // of Kind Echo: be silent so long in the middle of what is sent, without keep-alive
 	Path    string            // of Kind HTTP; empty means /
 	Header  map[string]string // of Kind HTTP
 	From    netip.Addr        // for tcp: the address to dial from, if not the usual one

@@ -39,6 +39,9 @@ func (m *methods) Dial(d Dial, out *Dialed) error {
 func (d Dial) tcp(out *Dialed) error {
 	deadline := time.Now().Add(d.Timeout)
 	dialer, to := net.Dialer{Deadline: deadline}, d.To
+	if d.Idle > 0 {
+		dialer.KeepAliveConfig.Enable, dialer.KeepAlive = false, -1
+	}
 	if d.From.IsValid() {
 		dialer.LocalAddr = &net.TCPAddr{IP: d.From.AsSlice()}
 	}
@@ -62,18 +65,29 @@ func (d Dial) tcp(out *Dialed) error {
 	switch d.Kind {
 	case HTTP:
 		return d.get(c, r, out)
+	case Bulk:
+		return d.bulk(c, r, out)
 	case Banner:
 		if line, err := r.ReadString('\n'); err != nil {
 			return fmt.Errorf("read the server's banner %q: %w", line, err)
 		}
 	}
-	line, err := json.Marshal(ask{d.Token, d.Bytes, d.Half})
+	line, err := json.Marshal(ask{Token: d.Token, Bytes: d.Bytes, Half: d.Half, Timeout: d.Timeout})
 	if err != nil {
 		return err
 	}
 	payload := pattern(d.Token, d.Bytes)
 	// The server reads all before it answers: writing cannot block for ever.
-	if _, err := c.Write(append(append(line, '\n'), payload...)); err != nil {
+	sent := append(append(line, '\n'), payload...)
+	if d.Idle > 0 {
+		half := len(sent) / 2
+		if _, err := c.Write(sent[:half]); err != nil {
+			return fmt.Errorf("send: %w", err)
+		}
+		time.Sleep(d.Idle)
+		sent = sent[half:]
+	}
+	if _, err := c.Write(sent); err != nil {
 		return fmt.Errorf("send: %w", err)
 	}
 	if d.Half {

@@ -154,6 +154,9 @@ type ask struct {
 	Token string `json:"token"`
 	Bytes int    `json:"bytes,omitempty"`
 	Half  bool   `json:"half,omitempty"`
+	Bulk  bool   `json:"bulk,omitempty"`
+	// Timeout is how long the server may take, if longer than serverTimeout.
+	Timeout time.Duration `json:"timeout,omitempty"`
 }
 
 // maxPayload bounds Dial.Bytes.
@@ -171,11 +174,16 @@ func (m *methods) converse(c *net.TCPConn, banner bool) {
 	}
 	line, err := r.ReadBytes('\n')
 	var a ask
-	if err != nil || json.Unmarshal(line, &a) != nil || a.Bytes < 0 || a.Bytes > maxPayload {
+	if err != nil || json.Unmarshal(line, &a) != nil || a.Bytes < 0 || !a.Bulk && a.Bytes > maxPayload {
 		return
 	}
 	s.Token = a.Token
 	s = m.saw(s)
+	c.SetDeadline(time.Now().Add(max(a.Timeout, serverTimeout)))
+	if a.Bulk {
+		a.serveBulk(c, r, s)
+		return
+	}
 	payload := make([]byte, a.Bytes)
 	if _, err := io.ReadFull(r, payload); err != nil {
 		return

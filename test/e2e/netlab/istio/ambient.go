@@ -3,6 +3,7 @@ package istio
 import (
 	"embed"
 	"fmt"
+	"io/fs"
 	"path"
 	"strings"
 )
@@ -39,34 +40,101 @@ type AmbientOptions struct {
 // Ambient gives the rules that istio-cni leaves in a pod of an ambient mesh. Where a case was recorded
 // with the rerouted interface only, the rules that name it are taken out for one without (tested).
 func Ambient(o AmbientOptions) (Rules, error) {
-	r := Rules{Version: ambientVersion, DualStack: o.DualStack, DNS: !o.NoDNS}
-	var base string
+	k := AmbientCase{Version: ambientVersion, Virtual: "k6t-eth0", DNS: !o.NoDNS, Native: o.Native, DualStack: o.DualStack}
 	switch {
 	case o.Native && (o.NoDNS || o.DualStack), o.NoDNS && (o.DualStack || o.Reroute):
 		return Rules{}, fmt.Errorf("istio %s: rules of an ambient pod were not recorded with %+v", ambientVersion, o)
 	case o.Native:
-		base = "inpod-native-nft-reroute-k6t-eth0"
+		k.Name = "inpod-native-nft-reroute-k6t-eth0"
 	case o.NoDNS:
-		base = "inpod-nodns"
+		k.Name = "inpod-nodns"
 	case o.DualStack:
-		base = "inpod-dual-reroute-k6t-eth0"
+		k.Name = "inpod-dual-reroute-k6t-eth0"
 	default:
-		base = "inpod-reroute-k6t-eth0"
+		k.Name = "inpod-reroute-k6t-eth0"
 	}
+	return EmbeddedAmbient().Rules(k, o.Reroute)
+}
+
+// AmbientCorpus is a directory of recordings of pods in an ambient mesh: <version>/cases.json, with the
+// settings of each case, and <version>/<case>.{iptables-save,ip6tables-save,nft}.
+type AmbientCorpus struct{ FS fs.FS }
+
+// EmbeddedAmbient are the recordings that come with the lab.
+func EmbeddedAmbient() AmbientCorpus {
+	dir, err := fs.Sub(ambient, "ambient")
+	if err != nil {
+		panic(err) // embedded
+	}
+	return AmbientCorpus{dir}
+}
+
+// An AmbientCase is one recorded enrolment.
+type AmbientCase struct {
+	Version, Name          string
+	DNS, Native, DualStack bool
+	Virtual                string // the interface of istio.io/reroute-virtual-interfaces, if any
+}
+
+// Versions lists the recorded versions, the oldest first.
+func (c AmbientCorpus) Versions() ([]string, error) { return versions(c.FS) }
+
+// Cases lists what was recorded of a version.
+func (c AmbientCorpus) Cases(version string) ([]AmbientCase, error) {
+	name := version + "/cases.json"
+	b, err := fs.ReadFile(c.FS, name)
+	if err != nil {
+		return nil, err
+	}
+	type indexed struct {
+		Name     string   `json:"case"`
+		Settings []string `json:"settings"`
+	}
+	list, err := casesOf[indexed](b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	var all []AmbientCase
+	for _, e := range list {
+		a := AmbientCase{Version: version, Name: e.Name}
+		for _, s := range e.Settings {
+			key, value, _ := strings.Cut(s, "=")
+			switch key {
+			case "dns":
+				a.DNS = true
+			case "nft":
+				a.Native = true
+			case "ipv6":
+				a.DualStack = true
+			case "vif":
+				a.Virtual = value
+			default:
+				return nil, fmt.Errorf("%s: case %s has setting %q, want dns, nft, ipv6 or vif=INTERFACE", name, e.Name, s)
+			}
+		}
+		all = append(all, a)
+	}
+	return all, nil
+}
+
+// Rules gives the rules of a case as recorded or, if the interface is not to be rerouted, those that are left
+// without the annotation (tested).
+func (c AmbientCorpus) Rules(k AmbientCase, reroute bool) (Rules, error) {
+	r := Rules{Version: k.Version, DualStack: k.DualStack, DNS: k.DNS}
 	for _, f := range []struct {
 		text *string
 		ext  string
 		want bool
-	}{{&r.NFT, "nft", o.Native}, {&r.IPv4, "iptables-save", !o.Native}, {&r.IPv6, "ip6tables-save", o.DualStack}} {
+	}{{&r.NFT, "nft", k.Native}, {&r.IPv4, "iptables-save", !k.Native}, {&r.IPv6, "ip6tables-save", !k.Native && k.DualStack}} {
 		if !f.want {
 			continue
 		}
-		b, err := ambient.ReadFile(path.Join("ambient", ambientVersion, base+"."+f.ext))
+		b, err := fs.ReadFile(c.FS, path.Join(k.Version, k.Name+"."+f.ext))
 		if err != nil {
-			return Rules{}, fmt.Errorf("istio %s: %w", ambientVersion, err)
+			return Rules{}, fmt.Errorf("istio %s: %w", k.Version, err)
 		}
 		for line := range strings.Lines(string(b)) {
-			if o.Reroute || !strings.Contains(line, "k6t-eth0") {
+			if reroute || k.Virtual == "" || !strings.Contains(line, k.Virtual) {
 				*f.text += line
 			}
 		}

@@ -21,7 +21,9 @@ type options struct {
 	inboundPorts, excludeInPorts list // -b, -d
 	virtual, exclude             list // -k, -c: interfaces
 	skipApply, validation        bool
-	tproxy                       bool // -m
+	tproxy                       bool              // -m
+	otherMode                    string            // -m, if it is neither REDIRECT nor TPROXY
+	values                       map[string]string // of the flags in fixed
 	shape
 }
 
@@ -54,10 +56,32 @@ var ignored = []string{"log_output_level", "log_as_json", "log_caller", "log_sta
 // refusedEnv are variables that change the rules in ways that were not recorded.
 var refusedEnv = []string{"ISTIO_OUTBOUND_OWNER_GROUPS", "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", "DISABLE_REDIRECTION_ON_LOCAL_LOOPBACK"}
 
-// parse reads the arguments of an istio-init container. A leading "istio-iptables" is pilot-agent's
-// sub-command.
+// parse is read, and refuses what cannot be derived.
 func parse(args []string, env map[string]string) (options, error) {
-	var o options
+	o, err := read(args, env)
+	if err != nil {
+		return o, err
+	}
+	var errs []error
+	for name, want := range fixed {
+		if got := o.values[name]; got != want {
+			errs = append(errs, fmt.Errorf("--%s=%s: only %s was recorded", name, got, want))
+		}
+	}
+	if o.otherMode != "" {
+		errs = append(errs, fmt.Errorf("--istio-inbound-interception-mode=%s: not recorded", o.otherMode))
+	}
+	o.values = nil
+	if len(errs) > 0 {
+		return o, fmt.Errorf("istio-iptables arguments cannot be represented: %w", errors.Join(errs...))
+	}
+	return o, nil
+}
+
+// read reads the arguments of an istio-init container. A leading "istio-iptables" is pilot-agent's
+// sub-command.
+func read(args []string, env map[string]string) (options, error) {
+	o := options{values: map[string]string{}}
 	f := pflag.NewFlagSet("istio-iptables", pflag.ContinueOnError)
 	f.SetOutput(discard{})
 	values := map[string]*string{}
@@ -91,10 +115,8 @@ func parse(args []string, env map[string]string) (options, error) {
 	if f.NArg() > 0 {
 		errs = append(errs, fmt.Errorf("arguments %q", f.Args()))
 	}
-	for name, want := range fixed {
-		if got := *values[name]; got != want {
-			errs = append(errs, fmt.Errorf("--%s=%s: only %s was recorded", name, got, want))
-		}
+	for name := range fixed {
+		o.values[name] = *values[name]
 	}
 	for _, name := range refusedEnv {
 		if v := env[name]; v != "" && v != "*" {
@@ -106,7 +128,7 @@ func parse(args []string, env map[string]string) (options, error) {
 	case "TPROXY":
 		o.tproxy = true
 	default:
-		errs = append(errs, fmt.Errorf("--istio-inbound-interception-mode=%s: not recorded", mode))
+		o.otherMode = mode
 	}
 	o.includeCIDRs = split(*values["istio-service-cidr"])
 	o.excludeCIDRs = split(*values["istio-service-exclude-cidr"])

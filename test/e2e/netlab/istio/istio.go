@@ -77,7 +77,7 @@ var bases = map[shape]string{
 
 // derive replaces the rules of a recording that options decide by those that o asks for.
 func derive(version, base, ext string, d dialect, o options) (string, error) {
-	text, err := read(version, base+"."+ext)
+	text, err := recording(version, base+"."+ext)
 	if err != nil {
 		return "", err
 	}
@@ -147,11 +147,11 @@ func habitsOf(version, ext string) (habits, error) {
 		// All versions that write nftables themselves do this.
 		return habits{udpPorts: true}, nil
 	}
-	exclusions, err := read(version, "exclusions.iptables-save")
+	exclusions, err := recording(version, "exclusions.iptables-save")
 	if err != nil {
 		return habits{}, err
 	}
-	includes, err := read(version, "include-lists.iptables-save")
+	includes, err := recording(version, "include-lists.iptables-save")
 	return habits{
 		udpPorts: strings.Contains(exclusions, "-p udp -m udp --dport 3306 -j RETURN"),
 		endsWith: strings.Contains(includes, "-A ISTIO_OUTPUT -j RETURN"),

@@ -15,7 +15,7 @@ type recordedCase struct {
 	Env  map[string]string `json:"env"`
 }
 
-func casesOf(t *testing.T, version string) []recordedCase {
+func indexOf(t *testing.T, version string) []recordedCase {
 	t.Helper()
 	b, err := testdata.ReadFile(path.Join("testdata", version, "cases.json"))
 	if err != nil {
@@ -44,7 +44,7 @@ func rulesOf(s string) string {
 func TestDerive(t *testing.T) {
 	derived := 0
 	for _, version := range Versions() {
-		for _, c := range casesOf(t, version) {
+		for _, c := range indexOf(t, version) {
 			t.Run(version+"/"+c.Case, func(t *testing.T) {
 				got, err := Derive(version, c.Args, c.Env)
 				if err != nil {
@@ -53,7 +53,7 @@ func TestDerive(t *testing.T) {
 				for _, r := range []struct{ ext, got string }{{"iptables-save", got.IPv4}, {"ip6tables-save", got.IPv6}, {"nft", got.NFT}} {
 					want := ""
 					if recorded(version, c.Case+"."+r.ext) {
-						if want, err = read(version, c.Case+"."+r.ext); err != nil {
+						if want, err = recording(version, c.Case+"."+r.ext); err != nil {
 							t.Fatal(err)
 						}
 					}

@@ -3,6 +3,7 @@ package istio
 import (
 	"embed"
 	"fmt"
+	"io/fs"
 	"path"
 	"slices"
 	"strconv"
@@ -14,7 +15,7 @@ import (
 //go:embed testdata
 var testdata embed.FS
 
-func read(version, name string) (string, error) {
+func recording(version, name string) (string, error) {
 	b, err := testdata.ReadFile(path.Join("testdata", version, name))
 	if err != nil {
 		return "", fmt.Errorf("istio-iptables arguments cannot be represented: istio %s has no recording %s", version, name)
@@ -23,24 +24,32 @@ func read(version, name string) (string, error) {
 }
 
 func recorded(version, name string) bool {
-	_, err := read(version, name)
+	_, err := recording(version, name)
 	return err == nil
 }
 
 // Versions lists the versions of Istio that were recorded, the oldest first.
 func Versions() []string {
-	entries, err := testdata.ReadDir("testdata")
+	all, err := Embedded().Versions()
 	if err != nil {
 		panic(err) // embedded
 	}
-	var versions []string
+	return all
+}
+
+func versions(dir fs.FS) ([]string, error) {
+	entries, err := fs.ReadDir(dir, ".")
+	if err != nil {
+		return nil, err
+	}
+	var all []string
 	for _, e := range entries {
 		if e.IsDir() {
-			versions = append(versions, e.Name())
+			all = append(all, e.Name())
 		}
 	}
-	slices.SortFunc(versions, func(a, b string) int { return slices.Compare(numbers(a), numbers(b)) })
-	return versions
+	slices.SortFunc(all, func(a, b string) int { return slices.Compare(numbers(a), numbers(b)) })
+	return all, nil
 }
 
 // recordedVersion is the newest recorded version that is not newer than v.

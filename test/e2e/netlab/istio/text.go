@@ -24,6 +24,8 @@ type dialect interface {
 	section(text, table string) string
 	// join gives a ruleset with table mangle, where the program's own would have it.
 	join(ruleset, mangle string) string
+	// start gives where the first rule of a chain without one would be, negative if there is no such chain.
+	start(lines []string, table, chain string) int
 	// ours selects the CIDRs of the recording's family.
 	ours(list) list
 }

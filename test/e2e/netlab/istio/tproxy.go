@@ -25,11 +25,11 @@ func tproxy(version string, d dialect, o options) (string, error) {
 	if o.native {
 		name = "native-nft-tproxy-k.nft"
 	}
-	recording, err := read(version, name)
+	source, err := recording(version, name)
 	if err != nil {
 		return "", err
 	}
-	text, err := replace(d.section(recording, mangle), mangle, d, []replacement{
+	text, err := replace(d.section(source, mangle), mangle, d, []replacement{
 		{"PREROUTING", func(old []string) []string { return append(d.render("PREROUTING", excludedInbound(o)), old...) }},
 		{"OUTPUT", func(old []string) []string { return append(d.render("OUTPUT", excludedInterfaces(o)), old...) }},
 		// The first three rules are for what has a mark or comes from the loopback device.

@@ -2,35 +2,10 @@
 // write them.
 package kubevirt
 
-import (
-	"embed"
-	"fmt"
-	"strings"
-)
+import "embed"
 
 //go:embed testdata
 var testdata embed.FS
 
-// Rules gives a recording, named <version>-<istio|noistio>-<ports>-<families>, for nft -f.
-func Rules(name string) (string, error) {
-	b, err := testdata.ReadFile("testdata/" + name + ".nft")
-	if err != nil {
-		return "", fmt.Errorf("no recording %q of KubeVirt's rules: want one of %s", name, strings.Join(Recordings(), ", "))
-	}
-	return string(b), nil
-}
-
-// Recordings lists the names for Rules.
-func Recordings() []string {
-	entries, err := testdata.ReadDir("testdata")
-	if err != nil {
-		panic(err) // embedded
-	}
-	var names []string
-	for _, e := range entries {
-		if name, ok := strings.CutSuffix(e.Name(), ".nft"); ok {
-			names = append(names, name)
-		}
-	}
-	return names
-}
+// Rules gives an embedded recording, named <version>-<istio|noistio>-<ports>-<families>, for nft -f.
+func Rules(name string) (string, error) { return Embedded().Rules(name) }

@@ -43,9 +43,12 @@ func run(args []string) error {
 		flags.BoolVar(&cfg.DNS, "dns", false, "serve DNS")
 		flags.BoolVar(&cfg.Transparent, "transparent", false, "take inbound connections by TPROXY (sidecar only)")
 		flags.BoolVar(&cfg.Quiet, "quiet", false, "tell of no connection")
+		outbound := flags.Uint("outbound", 0, "port for redirected connections that leave the pod")
+		inbound := flags.Uint("inbound", 0, "port for redirected connections that enter it")
 		if err := flags.Parse(args[1:]); err != nil {
 			return err
 		}
+		cfg.OutboundPort, cfg.InboundPort = uint16(*outbound), uint16(*inbound)
 		if args[0] == "ztunnel" {
 			return sidecar.RunZtunnel(cfg, os.Stdin, os.Stdout)
 		}

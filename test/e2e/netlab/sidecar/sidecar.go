@@ -5,6 +5,7 @@ package sidecar
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -84,6 +85,10 @@ type Config struct {
 	// Quiet makes it tell of no connection: telling costs more than passing one on, and would be what
 	// a benchmark measures.
 	Quiet bool
+	// UID is the sidecar's user and group, OutboundPort and InboundPort are where it takes redirected
+	// connections. Zero means Istio's: 1337, 15001 and 15006.
+	UID                       uint32
+	OutboundPort, InboundPort uint16
 }
 
 type server struct {
@@ -103,10 +108,17 @@ func (s *server) take(d Direction, port uint16, peer, original netip.AddrPort) E
 	return e
 }
 
+// WithDefaults gives zero values their meaning.
+func (c Config) WithDefaults() Config {
+	c.UID, c.OutboundPort, c.InboundPort = cmp.Or(c.UID, UID), cmp.Or(c.OutboundPort, Outbound), cmp.Or(c.InboundPort, Inbound)
+	return c
+}
+
 // Run serves until in ends. It writes events to out as JSON lines, and answers each line of in, a
 // number, with an event that has it in Synced: all events before have been written by then.
 func Run(cfg Config, in io.Reader, out io.Writer) error {
 	s := &server{log: json.NewEncoder(out), quiet: cfg.Quiet}
+	cfg = cfg.WithDefaults()
 	any, loopback := []string{"0.0.0.0"}, []string{"127.0.0.1"}
 	if cfg.IPv6 {
 		any, loopback = append(any, "::"), append(loopback, "::1")
@@ -120,17 +132,17 @@ func Run(cfg Config, in io.Reader, out io.Writer) error {
 		on     []string
 		handle func(uint16, *net.TCPConn)
 	}{
-		{Outbound, any, s.outbound},
-		{Inbound, any, inbound},
+		{cfg.OutboundPort, any, s.outbound},
+		{cfg.InboundPort, any, inbound},
 		{HBONE, any, s.serve},
-		{Agent, any, s.serve},
+		{Agent, any, s.agent},
 		{Health, any, s.serve},
 		{Prometheus, any, s.serve},
 		{Admin, loopback, s.serve},
 	} {
 		for _, addr := range l.on {
 			by := net.ListenConfig{}
-			if l.port == Inbound {
+			if l.port == cfg.InboundPort {
 				by = options
 			}
 			ln, err := listen(by, addr, l.port)
@@ -198,11 +210,15 @@ func (s *server) outbound(port uint16, c *net.TCPConn) {
 // inbound passes a connection on to the pod's own address from Envoy's marked source (Istio's
 // InboundPassthroughCluster and inbound clusters), which the redirection lets through.
 func (s *server) inbound(port uint16, c *net.TCPConn) {
-	from := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 6)}
+	s.pass(In, port, c, net.Dialer{LocalAddr: marked(c)})
+}
+
+// marked is Envoy's source, and its agent's, towards the application.
+func marked(c *net.TCPConn) *net.TCPAddr {
 	if remote(c).Addr().Is6() {
-		from = &net.TCPAddr{IP: net.ParseIP("::6")}
+		return &net.TCPAddr{IP: net.ParseIP("::6")}
 	}
-	s.pass(In, port, c, net.Dialer{LocalAddr: from})
+	return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 6)}
 }
 
 // transparent passes a connection on to where its socket says that it was called, from the client's own
@@ -274,6 +290,43 @@ func copyHalf(dst, src *net.TCPConn) {
 	dst.CloseWrite()
 }
 
+// AppHealth is the path at which Istio's agent probes the application in the kubelet's place, if the
+// injector has rewritten the probe. The stand-in wants the application's port there.
+func AppHealth(port uint16) string { return fmt.Sprintf("%s%d", appHealth, port) }
+
+const appHealth = "/app-health/"
+
+// agent is serve, but for probes that are the application's: those it makes at the address by which it
+// was asked itself, the pod's, from Envoy's marked source, and answers as the application does.
+func (s *server) agent(port uint16, c *net.TCPConn) {
+	s.take(Serving, port, remote(c), local(c))
+	c.SetDeadline(time.Now().Add(dialTimeout))
+	req, err := http.ReadRequest(bufio.NewReader(c))
+	if err != nil {
+		return
+	}
+	app, probe := strings.CutPrefix(req.URL.Path, appHealth)
+	if !probe {
+		answerOK(c)
+		return
+	}
+	up, err := (&net.Dialer{LocalAddr: marked(c), Timeout: dialTimeout}).Dial("tcp", net.JoinHostPort(local(c).Addr().String(), app))
+	if err != nil {
+		fmt.Fprint(c, "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+		return
+	}
+	defer up.Close()
+	up.SetDeadline(time.Now().Add(dialTimeout))
+	req.URL.Path, req.Close = "/", true
+	if req.Write(up) == nil {
+		io.Copy(c, up)
+	}
+}
+
+func answerOK(c *net.TCPConn) {
+	fmt.Fprint(c, "HTTP/1.1 200 OK\r\nServer: envoy\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+}
+
 // serve answers any HTTP request on the ports on which the proxy itself is the server.
 func (s *server) serve(port uint16, c *net.TCPConn) {
 	s.take(Serving, port, remote(c), local(c))
@@ -281,7 +334,7 @@ func (s *server) serve(port uint16, c *net.TCPConn) {
 	if _, err := http.ReadRequest(bufio.NewReader(c)); err != nil {
 		return
 	}
-	fmt.Fprint(c, "HTTP/1.1 200 OK\r\nServer: envoy\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+	answerOK(c)
 }
 
 func (s *server) serveDNS(addr string, by net.ListenConfig) error {

@@ -1,0 +1,224 @@
+package istio
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+)
+
+// Corpus is a directory of recordings, <version>/<case>.{args,iptables-save,ip6tables-save,nft} and
+// perhaps <version>/cases.json, which also tells the environment and how often the program was run.
+type Corpus struct{ FS fs.FS }
+
+// Embedded are the recordings that come with the lab.
+func Embedded() Corpus {
+	dir, err := fs.Sub(testdata, "testdata")
+	if err != nil {
+		panic(err) // embedded
+	}
+	return Corpus{dir}
+}
+
+// A Case is one recorded run of istio-iptables.
+type Case struct {
+	Version, Name string
+	Args          []string
+	Env           map[string]string
+	Runs          int      // how often the program was run; zero means once
+	Addresses     []string // the pod's; none if not known
+}
+
+// Versions lists the recorded versions, the oldest first.
+func (c Corpus) Versions() ([]string, error) { return versions(c.FS) }
+
+// Cases lists what was recorded of a version, by name. Its errors name the file.
+func (c Corpus) Cases(version string) ([]Case, error) {
+	byName := map[string]Case{}
+	index, err := c.index(version)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range index {
+		byName[e.Name] = Case{version, e.Name, e.Args, e.Env, e.Runs, e.Addresses}
+	}
+	files, err := fs.Glob(c.FS, version+"/*.args")
+	if err != nil {
+		return nil, err
+	}
+	for _, file := range files {
+		b, err := fs.ReadFile(c.FS, file)
+		if err != nil {
+			return nil, err
+		}
+		name := strings.TrimSuffix(path.Base(file), ".args")
+		e := byName[name]
+		e.Version, e.Name, e.Args = version, name, nil
+		if err := json.Unmarshal(b, &e.Args); err != nil {
+			return nil, fmt.Errorf("%s: %w, want a JSON array of arguments", file, err)
+		}
+		byName[name] = e
+	}
+	var all []Case
+	for _, e := range byName {
+		all = append(all, e)
+	}
+	slices.SortFunc(all, func(a, b Case) int { return strings.Compare(a.Name, b.Name) })
+	return all, nil
+}
+
+type indexed struct {
+	Name      string            `json:"case"`
+	Args      []string          `json:"args"`
+	Env       map[string]string `json:"env"`
+	Runs      int               `json:"times_run"`
+	Addresses []string          `json:"pod_addresses"`
+}
+
+// index reads cases.json, if there is one.
+func (c Corpus) index(version string) ([]indexed, error) {
+	name := version + "/cases.json"
+	b, err := fs.ReadFile(c.FS, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	list, err := casesOf[indexed](b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return list, nil
+}
+
+// casesOf reads an index: an array of cases, or an object that has it.
+func casesOf[T any](b []byte) ([]T, error) {
+	var list []T
+	if json.Unmarshal(b, &list) == nil {
+		return list, nil
+	}
+	var object struct{ Cases []T }
+	if err := json.Unmarshal(b, &object); err != nil {
+		return nil, fmt.Errorf("%w, want an array of cases or an object that has it as cases", err)
+	}
+	return object.Cases, nil
+}
+
+// Recorded gives the rules of a case as they were recorded, and what else its arguments lead to.
+func (c Corpus) Recorded(k Case) (Rules, Settings, error) {
+	o, err := read(k.Args, k.Env)
+	if err != nil {
+		return Rules{}, Settings{}, err
+	}
+	r := Rules{Version: k.Version, DNS: o.dns, TProxy: o.tproxy}
+	for _, f := range []struct {
+		text *string
+		ext  string
+	}{{&r.IPv4, "iptables-save"}, {&r.IPv6, "ip6tables-save"}, {&r.NFT, "nft"}} {
+		// Rules of iptables have a recording as nft shows them, too.
+		if o.native != (f.ext == "nft") {
+			continue
+		}
+		b, err := fs.ReadFile(c.FS, path.Join(k.Version, k.Name+"."+f.ext))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return Rules{}, Settings{}, err
+		}
+		*f.text = string(b)
+	}
+	// Old versions do not look at the environment variable for it.
+	r.DualStack = r.IPv6 != "" || o.native && o.dual
+	o.dual = r.DualStack
+	return r, o.settings(), nil
+}
+
+// Adapted gives the rules that the run of a case would have left with arguments that differ from its
+// own in interfaces only, as MeshVirt's do. It refuses with an error any other difference.
+func (c Corpus) Adapted(k Case, args []string, env map[string]string) (Rules, error) {
+	r, _, err := c.Recorded(k)
+	if err != nil {
+		return Rules{}, err
+	}
+	was, err := read(k.Args, k.Env)
+	if err != nil {
+		return Rules{}, err
+	}
+	o, err := read(args, env)
+	if err != nil {
+		return Rules{}, err
+	}
+	rest, wasRest := o, was
+	rest.virtual, rest.exclude, wasRest.virtual, wasRest.exclude = nil, nil, nil, nil
+	if got, want := fmt.Sprintf("%+v", rest), fmt.Sprintf("%+v", wasRest); got != want {
+		return Rules{}, fmt.Errorf("istio-iptables arguments cannot be represented: case %s of %s is %s, and more than interfaces differs in %s", k.Name, k.Version, want, got)
+	}
+	if o.tproxy {
+		return Rules{}, errors.New("istio-iptables arguments cannot be represented: TPROXY has rules for interfaces in a table more")
+	}
+	for _, t := range []struct {
+		text *string
+		dialect
+	}{{&r.IPv4, saveText{4}}, {&r.IPv6, saveText{6}}, {&r.NFT, nftText{}}} {
+		if *t.text == "" {
+			continue
+		}
+		if *t.text, err = moveInterfaces(*t.text, t.dialect, was, o); err != nil {
+			return Rules{}, fmt.Errorf("istio %s, case %s: %w", k.Version, k.Name, err)
+		}
+	}
+	return r, nil
+}
+
+// moveInterfaces replaces the rules that was asks for by those that o asks for.
+func moveInterfaces(text string, d dialect, was, o options) (string, error) {
+	lines := strings.SplitAfter(text, "\n")
+	for _, c := range []struct {
+		chain    string
+		old, new []rule
+	}{
+		{"PREROUTING", prerouting(d, was), prerouting(d, o)},
+		{"OUTPUT", excludedInterfaces(was), excludedInterfaces(o)},
+	} {
+		first, end := d.find(lines, nat, c.chain)
+		old := d.render(c.chain, c.old)
+		if n := end - first; n < len(old) || !slices.Equal(lines[first:first+len(old)], old) {
+			if n > 0 || len(old) > 0 {
+				return "", fmt.Errorf("cannot be represented: chain %s has\n%swant it to begin with\n%s", c.chain, strings.Join(lines[first:end], ""), strings.Join(old, ""))
+			}
+		}
+		if first == end {
+			if first = d.start(lines, nat, c.chain); first < 0 {
+				return "", fmt.Errorf("cannot be represented: there is no place for a rule in chain %s", c.chain)
+			}
+		}
+		lines = slices.Concat(lines[:first], d.render(c.chain, c.new), lines[first+len(old):])
+	}
+	return strings.Join(lines, ""), nil
+}
+
+// start is where the first rule of the nat table's chain would be, if it has none; negative if there is no such chain.
+func (saveText) start(lines []string, table, _ string) int {
+	inTable := false
+	for i, line := range lines {
+		inTable = inTable || line == "*"+table+"\n"
+		if inTable && (strings.HasPrefix(line, "-A ") || line == "COMMIT\n") {
+			return i
+		}
+	}
+	return -1
+}
+
+func (nftText) start(lines []string, table, chain string) int {
+	inTable, inChain := false, false
+	for i, line := range lines {
+		inTable = inTable || line == "table inet istio-proxy-"+table+" {\n"
+		inChain = inChain || inTable && line == "\tchain "+nftChain(chain)+" {\n"
+		if inChain && strings.HasPrefix(line, "\t\ttype ") {
+			return i + 1
+		}
+	}
+	return -1
+}
