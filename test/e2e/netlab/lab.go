@@ -58,11 +58,15 @@ var (
 	DNSIP6      = netip.MustParseAddr("fd00:10:96::a")
 	ProbeIP4    = netip.MustParseAddr("169.254.7.127") // what istio-cni makes of the node's address in an ambient mesh
 	ProbeIP6    = netip.MustParseAddr("fd16:9254:7127:1337:ffff:ffff:ffff:ffff")
+	OutsideIP4  = netip.MustParseAddr("203.0.113.10") // of nobody in the cluster, for ServeAt
+	OutsideIP6  = netip.MustParseAddr("2001:db8:113::10")
 	ExcludedIP4 = netip.MustParseAddr("198.51.100.10") // in ExcludedCIDR, served by the peer
 	// ExcludedCIDR is for tests that exclude a range from the mesh.
 	ExcludedCIDR = netip.MustParsePrefix("198.51.100.0/24")
 	// ClusterDNSAnswer is what the cluster's DNS says to every question; the sidecar says sidecar.DNSAnswer.
 	ClusterDNSAnswer = netip.MustParseAddr("192.0.2.53")
+	// MeshDNSAnswer is what the mesh's DNS proxy says.
+	MeshDNSAnswer = sidecar.DNSAnswer
 )
 
 // Ports on which peer and guest serve.

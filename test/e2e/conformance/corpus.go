@@ -1,0 +1,115 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/meshvirt/meshvirt/test/e2e/netlab"
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/istio"
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/kubevirt"
+)
+
+// corpus are the recordings that the matrix is made of.
+type corpus struct {
+	istio    istio.Corpus
+	ambient  istio.AmbientCorpus
+	kubevirt kubevirt.Corpus
+}
+
+// openCorpus opens a directory of the layout
+//
+//	istio-iptables/<version>/{cases.json,<case>.args,<case>.iptables-save,...}
+//	istio-ambient/<version>/{cases.json,<case>.iptables-save,...}
+//	kubevirt-masquerade/{cases.json,<case>.nft}
+//
+// or, with an empty name, the recordings that come with the lab.
+func openCorpus(dir string) (corpus, error) {
+	if dir == "" {
+		return corpus{istio.Embedded(), istio.EmbeddedAmbient(), kubevirt.Embedded()}, nil
+	}
+	for _, part := range []string{"istio-iptables", "istio-ambient", "kubevirt-masquerade"} {
+		if info, err := os.Stat(filepath.Join(dir, part)); err != nil || !info.IsDir() {
+			return corpus{}, fmt.Errorf("corpus %s: no directory %s, want istio-iptables, istio-ambient and kubevirt-masquerade", dir, part)
+		}
+	}
+	part := func(name string) string { return filepath.Join(dir, name) }
+	return corpus{
+		istio.Corpus{FS: os.DirFS(part("istio-iptables"))},
+		istio.AmbientCorpus{FS: os.DirFS(part("istio-ambient"))},
+		kubevirt.Corpus{FS: os.DirFS(part("kubevirt-masquerade"))},
+	}, nil
+}
+
+// sidecars are the recorded runs of istio-init of a version that the lab can repeat. What it leaves out
+// it says on out.
+func (c corpus) sidecars(version string, out io.Writer) ([]istio.Case, error) {
+	cases, err := c.istio.Cases(version)
+	if err != nil {
+		return nil, err
+	}
+	var usable []istio.Case
+	for _, k := range cases {
+		if why := c.unusable(k); why != "" {
+			fmt.Fprintf(out, "left out: istio %s, case %s: %s\n", version, k.Name, why)
+			continue
+		}
+		usable = append(usable, k)
+	}
+	return usable, nil
+}
+
+// unusable says why a case is nothing for the lab; empty if it is something.
+func (c corpus) unusable(k istio.Case) string {
+	r, s, err := c.istio.Recorded(k)
+	switch {
+	case err != nil:
+		return "" // its cells say so
+	case k.Runs > 1:
+		return fmt.Sprintf("the program was run %d times, which changes no rule of a pod that starts once", k.Runs)
+	case s.SkipApply:
+		return "the program was told to write no rules"
+	case !s.Redirect:
+		return "interception is not by REDIRECT: the stand-in for Envoy has no other listener"
+	case len(k.Addresses) > 0 && !slices.ContainsFunc(k.Addresses, func(a string) bool { return strings.Contains(a, ".") }):
+		return "the pod has no IPv4 address, the lab's pod has"
+	case r.Empty():
+		return "there is no recording of its rules"
+	}
+	return ""
+}
+
+// guests are the recorded VMIs that the lab can repeat.
+func (c corpus) guests(out io.Writer) ([]kubevirt.Case, error) {
+	cases, err := c.kubevirt.Cases()
+	if err != nil {
+		return nil, fmt.Errorf("corpus: kubevirt-masquerade: %w", err)
+	}
+	var usable []kubevirt.Case
+	for _, k := range cases {
+		why := ""
+		_, err := c.kubevirt.Rules(k.Name)
+		switch {
+		case k.Mesh != "":
+			why = "it has the mesh's rules too, which every cell brings itself"
+		case err != nil:
+			why = err.Error()
+		case k.PodIP["v4"] == "":
+			why = "the pod has no IPv4 address, the lab's pod has"
+		case k.PodIP["v4"] != netlab.PodIP4.String() || k.PodIP["v6"] != "" && k.PodIP["v6"] != netlab.PodIP6.String():
+			why = fmt.Sprintf("the pod's addresses are %v, the lab's %s and %s", k.PodIP, netlab.PodIP4, netlab.PodIP6)
+		}
+		if why != "" {
+			fmt.Fprintf(out, "left out: KubeVirt %s, case %s: %s\n", k.Release, k.Name, why)
+			continue
+		}
+		usable = append(usable, k)
+	}
+	if len(usable) == 0 {
+		return nil, fmt.Errorf("corpus: kubevirt-masquerade has no recording for a pod with address %s", netlab.PodIP4)
+	}
+	return usable, nil
+}

@@ -1,0 +1,273 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/test/e2e/netlab"
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/istio"
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/kubevirt"
+)
+
+// alone is the mode of a pod that MeshVirt has never seen.
+const alone plan.Mode = "istio-alone"
+
+// The meshes.
+const (
+	sidecarMesh = "istio"
+	ambientMesh = "istio-ambient"
+)
+
+// nativeNFT is the backend of rules that Istio writes by nft. The others are of iptables.
+const nativeNFT = "nftables"
+
+// A binding is how the guest is connected, and who plays it in the lab.
+type binding struct {
+	name    string
+	guest   string                 // empty: of the machine or namespace that the run decides
+	modes   map[string][]plan.Mode // by mesh; mode off is added for some
+	absence string                 // why the lab has no cell of it
+}
+
+// bindings is the place for more: KubeVirt's network bindings on the pod network.
+var bindings = []binding{
+	{name: "masquerade", modes: map[string][]plan.Mode{
+		sidecarMesh: {plan.Native, plan.Rules, plan.NATProxy, plan.TProxy}, ambientMesh: {plan.Ambient},
+	}},
+	// A process of virt-launcher's user with sockets of the pod is what the kernel sees of passt and slirp.
+	{name: "passt", guest: "process", modes: map[string][]plan.Mode{sidecarMesh: {plan.Process}}},
+	{name: "slirp", guest: "process", modes: map[string][]plan.Mode{sidecarMesh: {plan.Process}}},
+	{name: "bridge", absence: "pods are left alone, and the lab cannot connect a guest so"},
+}
+
+// own are exclusions that the VM's user sets by MeshVirt's annotations.
+type own struct {
+	cidrs   []netip.Prefix
+	out, in []uint16
+}
+
+// exclusions is what the pods with exclusions of their own have.
+var exclusions = own{
+	cidrs: []netip.Prefix{netlab.ExcludedCIDR, netip.MustParsePrefix("2001:db8:51::/48")},
+	out:   []uint16{netlab.ExcludedPort},
+	in:    []uint16{5901},
+}
+
+// A setup is a pod of the matrix but for the mode: what the mesh, KubeVirt and the user make of it.
+type setup struct {
+	binding string
+	mesh    string
+	version string
+	backend string
+	istio   istio.Case        // of a pod with a sidecar
+	told    istio.Settings    // what its arguments say
+	err     error             // why they cannot be read
+	ambient istio.AmbientCase // of one without
+	later   bool              // it joins the ambient mesh when the guest runs
+	vmi     kubevirt.Case
+	own     own
+	dual    bool // the pod has IPv6
+	// whole gives it the flows that take seconds, mode off, and the real guest.
+	whole bool
+}
+
+// modes are those in which the pod is run.
+func (s setup) modes() []plan.Mode {
+	i := slices.IndexFunc(bindings, func(b binding) bool { return b.name == s.binding })
+	modes := bindings[i].modes[s.mesh]
+	if s.whole {
+		return append(slices.Clone(modes), plan.Off)
+	}
+	return modes
+}
+
+// caseName tells what the mesh was told.
+func (s setup) caseName() string {
+	name := s.istio.Name
+	if s.mesh == ambientMesh {
+		name = s.ambient.Name
+		if s.later {
+			name += ", later"
+		}
+	}
+	if len(s.own.out) > 0 {
+		name += ", exclusions"
+	}
+	return name
+}
+
+func (s setup) String() string {
+	return fmt.Sprintf("%s, %s %s (%s) by %s, KubeVirt %s", s.binding, s.mesh, s.version, s.caseName(), s.backend, s.vmi.Name)
+}
+
+// matrix lists every pod. Each version and backend meets each of KubeVirt's recorded modes in the richest
+// case, with exclusions of the user's; every other case of a version meets one of KubeVirt's modes and
+// one backend, both changing from case to case; and every other recorded VMI meets one version.
+func matrix(c corpus, out io.Writer) ([]setup, error) {
+	vmis, err := c.guests(out)
+	if err != nil {
+		return nil, err
+	}
+	common := commonVMIs(vmis)
+	versions, err := c.istio.Versions()
+	if err != nil {
+		return nil, fmt.Errorf("corpus: istio-iptables: %w", err)
+	}
+	var all []setup
+	turn := 0
+	for _, version := range versions {
+		cases, err := c.sidecars(version, out)
+		if err != nil {
+			return nil, fmt.Errorf("corpus: istio-iptables: %w", err)
+		}
+		if len(cases) == 0 {
+			fmt.Fprintf(out, "left out: istio %s: no case is left\n", version)
+			continue
+		}
+		for _, native := range []bool{false, true} {
+			backends := []string{string(netlab.NFT), string(netlab.Legacy)}
+			if native {
+				backends = []string{nativeNFT}
+			}
+			of := slices.DeleteFunc(slices.Clone(cases), func(k istio.Case) bool { return c.native(k) != native })
+			if len(of) == 0 {
+				fmt.Fprintf(out, "left out: istio %s by %s: nothing was recorded\n", version, strings.Join(backends, " and "))
+				continue
+			}
+			rich := slices.MaxFunc(of, func(a, b istio.Case) int { return c.richness(a) - c.richness(b) })
+			for _, b := range backends {
+				for _, v := range common {
+					all = append(all, masquerade(version, b, rich, v, exclusions))
+				}
+			}
+			for _, k := range of {
+				if k.Name != rich.Name {
+					all = append(all, masquerade(version, backends[turn%len(backends)], k, common[turn%len(common)], own{}))
+					turn++
+				}
+			}
+			if version == versions[len(versions)-1] && !native {
+				for i, v := range vmis {
+					if !slices.ContainsFunc(common, func(k kubevirt.Case) bool { return k.Name == v.Name }) {
+						all = append(all, masquerade(version, backends[i%len(backends)], rich, v, exclusions))
+					}
+				}
+				for _, b := range bindings {
+					if b.guest != "" {
+						all = append(all, setup{binding: b.name, mesh: sidecarMesh, version: version, backend: backends[0], istio: rich, dual: true})
+					}
+				}
+			}
+		}
+	}
+	ambients, err := ambientMatrix(c, common, out)
+	all = append(all, ambients...)
+	if len(all) == 0 {
+		return nil, fmt.Errorf("corpus: there is nothing to judge")
+	}
+	for i := range all {
+		if s := &all[i]; s.mesh == sidecarMesh {
+			_, s.told, s.err = c.istio.Recorded(s.istio)
+		}
+	}
+	markWhole(all)
+	return all, err
+}
+
+func masquerade(version, backend string, k istio.Case, v kubevirt.Case, o own) setup {
+	return setup{
+		binding: "masquerade", mesh: sidecarMesh, version: version, backend: backend, istio: k, vmi: v, own: o,
+		dual: v.PodIP["v6"] != "",
+	}
+}
+
+func ambientMatrix(c corpus, vmis []kubevirt.Case, out io.Writer) ([]setup, error) {
+	versions, err := c.ambient.Versions()
+	if err != nil {
+		return nil, fmt.Errorf("corpus: istio-ambient: %w", err)
+	}
+	var all []setup
+	for _, version := range versions {
+		cases, err := c.ambient.Cases(version)
+		if err != nil {
+			return nil, fmt.Errorf("corpus: istio-ambient: %w", err)
+		}
+		for i, k := range cases {
+			backends := []string{string(netlab.NFT), string(netlab.Legacy)}
+			if k.Native {
+				backends = []string{nativeNFT}
+			}
+			for j, v := range vmis {
+				all = append(all, setup{
+					binding: "masquerade", mesh: ambientMesh, version: version, backend: backends[(i+j)%len(backends)], ambient: k, vmi: v, own: exclusions,
+					later: (i+j/2)%2 == 1, dual: k.DualStack && v.PodIP["v6"] != "",
+				})
+			}
+		}
+	}
+	if len(all) == 0 {
+		fmt.Fprintln(out, "left out: mode ambient: nothing was recorded")
+	}
+	return all, nil
+}
+
+// commonVMIs are those that every version meets: with and without the annotation of Istio's, with and
+// without ports, of each release of KubeVirt, in pods with IPv6 where there is a choice.
+func commonVMIs(vmis []kubevirt.Case) []kubevirt.Case {
+	best := map[string]kubevirt.Case{}
+	var order []string
+	for _, v := range vmis {
+		if v.Migration || len(v.Ranges) > 0 {
+			continue
+		}
+		kind := fmt.Sprint(v.Release, v.Istio, len(v.Ports) > 0)
+		old, found := best[kind]
+		if !found {
+			order = append(order, kind)
+		}
+		if !found || old.PodIP["v6"] == "" && v.PodIP["v6"] != "" {
+			best[kind] = v
+		}
+	}
+	var common []kubevirt.Case
+	for _, kind := range order {
+		common = append(common, best[kind])
+	}
+	return common
+}
+
+// native reports whether a case was recorded with Istio's own nftables.
+func (c corpus) native(k istio.Case) bool {
+	_, s, _ := c.istio.Recorded(k)
+	return s.Native
+}
+
+// richness is how much of what can go wrong a case has: families, then DNS.
+func (c corpus) richness(k istio.Case) int {
+	r, s, err := c.istio.Recorded(k)
+	n := 0
+	for i, has := range []bool{len(s.Virtual) > 0, len(s.ExcludeCIDRs) > 0, s.InboundAll, s.OutboundAll, s.DNS, r.DualStack} {
+		if has && err == nil {
+			n += 1 << i
+		}
+	}
+	return n
+}
+
+// markWhole chooses pods so that each mode meets each VMI and each family: they get the real guest.
+func markWhole(all []setup) {
+	seen := map[string]bool{}
+	for i, s := range all {
+		if s.binding != "masquerade" {
+			continue
+		}
+		key := fmt.Sprint(s.mesh, s.vmi.Name, s.dual)
+		if !seen[key] {
+			seen[key], all[i].whole = true, true
+		}
+	}
+}
