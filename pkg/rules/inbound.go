@@ -29,6 +29,10 @@ func (b *builder) fromOutside() *chain {
 			c.add("a port that is not included goes straight to the guest", b.guestTCP, b.toGuest(f))
 		}
 	}
+	for _, f := range families[len(b.served):] {
+		// In its Istio mode KubeVirt would forward nothing but port 22.
+		c.add("the mesh does not serve this family", b.guestTCP, b.toGuest(f))
+	}
 	for _, f := range families {
 		c.add("no mesh takes UDP", b.guestUDP, b.toGuest(f))
 	}

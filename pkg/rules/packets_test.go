@@ -72,6 +72,7 @@ var (
 	plainPorts     = world{istio: "dual-stack-env-dns", kubevirt: "v1.9.0-noistio-ports-22-80-dual", ipv6: true}
 	istioModePorts = world{istio: "dual-stack-env-dns", kubevirt: "v1.9.0-istio-ports-22-80-dual", ipv6: true}
 	onlyIPv4       = world{istio: "dns-env", kubevirt: "v1.9.0-noistio-noports-dual"}
+	onlyIPv4Istio  = world{istio: "dns-env", kubevirt: "v1.9.0-istio-ports-22-80-dual"}
 	allDNS         = world{istio: "dns-capture-all", kubevirt: "v1.9.0-noistio-noports-dual"}
 )
 
@@ -239,6 +240,19 @@ func TestWrittenFirst(t *testing.T) {
 	l.check(path{from: fromNetwork, network: "tcp", to: podIP + ":22"}, "guest from 10.244.1.1")
 	l.check(path{from: fromGuest, network: "udp", to: "10.96.0.10:53"}, "mesh DNS from 10.0.2.2")
 	l.check(path{from: fromGuest, network: "tcp", to: "10.0.2.1:80"}, noAnswer)
+}
+
+// TestMeshWithoutIPv6Inbound: the guest is reached by IPv6 as any pod of such a mesh is, past it.
+func TestMeshWithoutIPv6Inbound(t *testing.T) {
+	p := dnsPlan(plan.Rules)
+	p.Guest.TCP, p.Inbound.ExcludePorts = []plan.PortRange{plan.Port(80)}, nil
+	l := newLab(t, onlyIPv4Istio)
+	l.try(build(t, p, Pod{Nameservers: exampleServers}), []path{
+		{fromNetwork, appUID, "tcp", "[" + podIP6 + "]:80", "guest from fd00:10:244:1::1", "the mesh does not serve this family", "refused"},
+		{fromNetwork, appUID, "tcp", podIP + ":80", "inbound, guest from 10.0.2.1", "", "inbound, guest from 10.0.2.1"},
+	})
+	l.apply(build(t, p, Pod{Nameservers: exampleServers}))
+	l.check(path{from: fromNetwork, network: "tcp", to: "[" + podIP6 + "]:81"}, "refused")
 }
 
 // TestMeshWithoutIPv6: IPv6 stays as KubeVirt has it, while IPv4 goes through the mesh.
