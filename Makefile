@@ -11,7 +11,7 @@ GOLANGCI := $(CACHE)/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
 GOTESTSUM := $(CACHE)/gotestsum-$(GOTESTSUM_VERSION)/gotestsum
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench fuzz golden chart image clean
+.PHONY: help build demo test conformance lint bench fuzz golden chart image clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,12 @@ test: $(GOTESTSUM) ## Run every test (root; sets itself up)
 	@mkdir -p build
 	$(GOTESTSUM) --format pkgname --format-hide-empty-pkg --jsonfile build/test.json -- $(GOFLAGS_BUILD) -timeout 20m ./...
 	@[ "$$CI" != true ] || ! grep '"Action":"skip".*"Test":' build/test.json
+
+conformance: ## Send packets in every mode, version and backend; CORPUS=DIR has other recordings (root)
+	@$(SETUP) apt guest >/dev/null
+	@mkdir -p build
+	go build $(GOFLAGS_BUILD) -o build/conformance ./test/e2e/conformance
+	build/conformance -out build/conformance.json $(if $(CORPUS),-corpus $(CORPUS),-doc docs/conformance.md) $(ARGS)
 
 lint: $(GOLANGCI) ## Check form and import rules
 	go vet $(GOFLAGS_BUILD) ./...

@@ -20,7 +20,7 @@ const unlistedPort = 8443
 var migrationPorts = []uint16{49152, 49153}
 
 const (
-	bulkBytes = 8 << 20
+	bulkBytes = 16 << 20
 	// idle is longer than any timer of the mesh's stand-ins and the relay's that could be mistaken for one
 	// of established connections (dial, handshake).
 	idle = 3 * time.Second
@@ -69,6 +69,13 @@ func (s setup) flows() []flow {
 			}
 			add(name, f)
 		}
+		if s.large {
+			if h.family == "ipv4" {
+				out("egress-gigabyte", h.peer, netlab.AppPort, agent.Bulk, gigabyte)
+				in("ingress-gigabyte", s.appPort(), agent.Bulk, gigabyte)
+			}
+			continue
+		}
 		s.egress(h, out)
 		s.ingress(in)
 		s.others(h, add)
@@ -97,6 +104,9 @@ type adder func(name string, port uint16, kind string, more ...func(*netlab.Flow
 func half(f *netlab.Flow)   { f.Half = true }
 func silent(f *netlab.Flow) { f.Idle = idle }
 func bulk(f *netlab.Flow)   { f.Bytes = bulkBytes }
+
+func gigabyte(f *netlab.Flow) { f.Bytes = 1 << 30 }
+
 func tunnel(f *netlab.Flow) { f.Tunnel = true }
 
 func fromNode(f *netlab.Flow) { f.From = netlab.Node }
@@ -107,8 +117,8 @@ func (s setup) egress(h hosts, out func(string, netip.Addr, uint16, string, ...f
 	out("egress-outside", h.outside, netlab.AppPort, agent.Echo)
 	out("egress-half-close", h.peer, netlab.AppPort, agent.Echo, half)
 	out("egress-banner", h.peer, netlab.SSHPort, agent.Banner)
-	out("egress-bulk", h.peer, netlab.AppPort, agent.Bulk, bulk)
 	if s.whole {
+		out("egress-bulk", h.peer, netlab.AppPort, agent.Bulk, bulk)
 		out("egress-idle", h.peer, netlab.AppPort, agent.Echo, silent)
 	}
 	// By Istio's word, by the user's, and what is not excluded or included at all is above.
@@ -148,9 +158,9 @@ func (s setup) ingress(in adder) {
 	app := s.appPort()
 	in("ingress-listed", app, agent.Echo)
 	in("ingress-half-close", app, agent.Echo, half)
-	in("ingress-bulk", app, agent.Bulk, bulk)
 	in("ingress-ssh", netlab.SSHPort, agent.Banner)
 	if s.whole {
+		in("ingress-bulk", app, agent.Bulk, bulk)
 		in("ingress-idle", app, agent.Echo, silent)
 	}
 	if s.listsPorts() {
@@ -244,7 +254,7 @@ func (s setup) attacks(h hosts, add func(string, netlab.Flow)) {
 }
 
 func (s setup) guestIsProcess() bool {
-	return slices.ContainsFunc(bindings, func(b binding) bool { return b.name == s.binding && b.guest == "process" })
+	return slices.ContainsFunc(bindings, func(b binding) bool { return b.name == s.binding && b.guest == processGuest })
 }
 
 // ofProcess has a process of the pod in the guest's place.

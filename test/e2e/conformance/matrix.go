@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -39,8 +40,8 @@ var bindings = []binding{
 		sidecarMesh: {plan.Native, plan.Rules, plan.NATProxy, plan.TProxy}, ambientMesh: {plan.Ambient},
 	}},
 	// A process of virt-launcher's user with sockets of the pod is what the kernel sees of passt and slirp.
-	{name: "passt", guest: "process", modes: map[string][]plan.Mode{sidecarMesh: {plan.Process}}},
-	{name: "slirp", guest: "process", modes: map[string][]plan.Mode{sidecarMesh: {plan.Process}}},
+	{name: "passt", guest: processGuest, modes: map[string][]plan.Mode{sidecarMesh: {plan.Process}}},
+	{name: "slirp", guest: processGuest, modes: map[string][]plan.Mode{sidecarMesh: {plan.Process}}},
 	{name: "bridge", absence: "pods are left alone, and the lab cannot connect a guest so"},
 }
 
@@ -71,8 +72,8 @@ type setup struct {
 	vmi     kubevirt.Case
 	own     own
 	dual    bool // the pod has IPv6
-	// whole gives it the flows that take seconds, mode off, and the real guest.
-	whole bool
+	// whole gives it the flows that take seconds, mode off, and the real guest; large only those of a gigabyte.
+	whole, large bool
 }
 
 // modes are those in which the pod is run.
@@ -104,15 +105,15 @@ func (s setup) String() string {
 	return fmt.Sprintf("%s, %s %s (%s) by %s, KubeVirt %s", s.binding, s.mesh, s.version, s.caseName(), s.backend, s.vmi.Name)
 }
 
-// matrix lists every pod. Each version and backend meets each of KubeVirt's recorded modes in the richest
-// case, with exclusions of the user's; every other case of a version meets one of KubeVirt's modes and
-// one backend, both changing from case to case; and every other recorded VMI meets one version.
+// matrix lists every pod. Each version and backend meets each kind of KubeVirt's rules in the richest
+// case, with exclusions of the user's; every other case of a version meets one kind and one backend, both
+// changing from case to case; and rarer kinds meet the last version.
 func matrix(c corpus, out io.Writer) ([]setup, error) {
 	vmis, err := c.guests(out)
 	if err != nil {
 		return nil, err
 	}
-	common := commonVMIs(vmis)
+	common, rare := c.kinds(vmis)
 	versions, err := c.istio.Versions()
 	if err != nil {
 		return nil, fmt.Errorf("corpus: istio-iptables: %w", err)
@@ -140,21 +141,23 @@ func matrix(c corpus, out io.Writer) ([]setup, error) {
 			}
 			rich := slices.MaxFunc(of, func(a, b istio.Case) int { return c.richness(a) - c.richness(b) })
 			for _, b := range backends {
-				for _, v := range common {
-					all = append(all, masquerade(version, b, rich, v, exclusions))
+				for _, k := range common {
+					all = append(all, masquerade(version, b, rich, k.at(turn), exclusions))
 				}
+				turn++
 			}
 			for _, k := range of {
 				if k.Name != rich.Name {
-					all = append(all, masquerade(version, backends[turn%len(backends)], k, common[turn%len(common)], own{}))
+					all = append(all, masquerade(version, backends[turn%len(backends)], k, common[turn%len(common)].at(turn), own{}))
 					turn++
 				}
 			}
 			if version == versions[len(versions)-1] && !native {
-				for i, v := range vmis {
-					if !slices.ContainsFunc(common, func(k kubevirt.Case) bool { return k.Name == v.Name }) {
-						all = append(all, masquerade(version, backends[i%len(backends)], rich, v, exclusions))
-					}
+				gigabyte := masquerade(version, backends[0], rich, common[0].at(0), own{})
+				gigabyte.large = true
+				all = append(all, gigabyte)
+				for i, k := range rare {
+					all = append(all, masquerade(version, backends[i%len(backends)], rich, k[0], exclusions))
 				}
 				for _, b := range bindings {
 					if b.guest != "" {
@@ -185,7 +188,7 @@ func masquerade(version, backend string, k istio.Case, v kubevirt.Case, o own) s
 	}
 }
 
-func ambientMatrix(c corpus, vmis []kubevirt.Case, out io.Writer) ([]setup, error) {
+func ambientMatrix(c corpus, kinds []kind, out io.Writer) ([]setup, error) {
 	versions, err := c.ambient.Versions()
 	if err != nil {
 		return nil, fmt.Errorf("corpus: istio-ambient: %w", err)
@@ -201,7 +204,8 @@ func ambientMatrix(c corpus, vmis []kubevirt.Case, out io.Writer) ([]setup, erro
 			if k.Native {
 				backends = []string{nativeNFT}
 			}
-			for j, v := range vmis {
+			for j, kind := range kinds {
+				v := kind.at(i)
 				all = append(all, setup{
 					binding: "masquerade", mesh: ambientMesh, version: version, backend: backends[(i+j)%len(backends)], ambient: k, vmi: v, own: exclusions,
 					later: (i+j/2)%2 == 1, dual: k.DualStack && v.PodIP["v6"] != "",
@@ -215,30 +219,50 @@ func ambientMatrix(c corpus, vmis []kubevirt.Case, out io.Writer) ([]setup, erro
 	return all, nil
 }
 
-// commonVMIs are those that every version meets: with and without the annotation of Istio's, with and
-// without ports, of each release of KubeVirt, in pods with IPv6 where there is a choice.
-func commonVMIs(vmis []kubevirt.Case) []kubevirt.Case {
-	best := map[string]kubevirt.Case{}
-	var order []string
+// kind are recorded VMIs for which KubeVirt has written the same rules. What becomes of a flow cannot
+// depend on which of them it is, so they take turns.
+type kind []kubevirt.Case
+
+func (k kind) at(turn int) kubevirt.Case { return k[turn%len(k)] }
+
+// kinds sorts the recorded VMIs: those that every version of the mesh meets (with and without the annotation
+// of Istio's, with and without ports, in pods with IPv6 where there is a choice), and the others.
+func (c corpus) kinds(vmis []kubevirt.Case) (common, rare []kind) {
+	byRules := map[string]int{}
+	var all []kind
 	for _, v := range vmis {
+		rules, _ := c.kubevirt.Rules(v.Name) // guests has read them
+		key := fmt.Sprint(v.Istio, v.Ports, v.Ranges, counters.ReplaceAllString(rules, ""))
+		i, found := byRules[key]
+		if !found {
+			i = len(all)
+			byRules[key], all = i, append(all, nil)
+		}
+		all[i] = append(all[i], v)
+	}
+	best := map[string]int{}
+	for i, k := range all {
+		v := k[0]
 		if v.Migration || len(v.Ranges) > 0 {
 			continue
 		}
-		kind := fmt.Sprint(v.Release, v.Istio, len(v.Ports) > 0)
-		old, found := best[kind]
-		if !found {
-			order = append(order, kind)
-		}
-		if !found || old.PodIP["v6"] == "" && v.PodIP["v6"] != "" {
-			best[kind] = v
+		key := fmt.Sprint(v.Istio, len(v.Ports) > 0)
+		if j, found := best[key]; !found || all[j][0].PodIP["v6"] == "" && v.PodIP["v6"] != "" {
+			best[key] = i
 		}
 	}
-	var common []kubevirt.Case
-	for _, kind := range order {
-		common = append(common, best[kind])
+	for i, k := range all {
+		if v := k[0]; best[fmt.Sprint(v.Istio, len(v.Ports) > 0)] == i && !v.Migration && len(v.Ranges) == 0 {
+			common = append(common, k)
+		} else {
+			rare = append(rare, k)
+		}
 	}
-	return common
+	return common, rare
 }
+
+// counters in recorded rules are noise.
+var counters = regexp.MustCompile(`counter packets \d+ bytes \d+ `)
 
 // native reports whether a case was recorded with Istio's own nftables.
 func (c corpus) native(k istio.Case) bool {
@@ -262,7 +286,7 @@ func (c corpus) richness(k istio.Case) int {
 func markWhole(all []setup) {
 	seen := map[string]bool{}
 	for i, s := range all {
-		if s.binding != "masquerade" {
+		if s.binding != "masquerade" || s.large {
 			continue
 		}
 		key := fmt.Sprint(s.mesh, s.vmi.Name, s.dual)

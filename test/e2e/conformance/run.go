@@ -28,13 +28,15 @@ const (
 	patience  = 4 * time.Second
 	curiosity = 1500 * time.Millisecond
 	enough    = 500 * time.Millisecond
-	labBound  = 5 * time.Minute
+	labBound  = 10 * time.Minute
+	bulkBound = 4 * time.Minute // of a gigabyte each way
 )
 
 // Kinds of guests.
 const (
 	machineGuest   = "machine"
 	namespaceGuest = "namespace"
+	processGuest   = "process"
 )
 
 // A Row is a cell's result, as it stands in conformance.json.
@@ -101,7 +103,7 @@ func (r *runner) run(ctx context.Context, setups []setup) ([]Row, error) {
 			l := lab{s, mode, namespaceGuest}
 			switch {
 			case s.guestIsProcess():
-				l.guest = "process"
+				l.guest = processGuest
 			case s.whole && r.machines > 0 && mode != alone:
 				l.guest = machineGuest
 			}
@@ -228,14 +230,15 @@ func (r *runner) send(ctx context.Context, net *netlab.Lab, l lab, f flow, row *
 	switch {
 	case row.Want == refused:
 		f.Timeout = enough
+	case l.large:
 	case l.mode == alone || row.Want == same:
 		f.Timeout = curiosity
 	}
 	result := net.Check(ctx, f.Flow)
-	row.Got = gotOf(f, result, l.guest == "process")
+	row.Got = gotOf(f, result, l.guest == processGuest)
 	if row.Got == refused && row.Want != refused && l.mode != alone && row.Want != same && !r.without {
 		result = net.Check(ctx, f.Flow)
-		row.Got = gotOf(f, result, l.guest == "process")
+		row.Got = gotOf(f, result, l.guest == processGuest)
 	}
 	if row.Got == meshed && row.Want == known || row.Got == known && row.Want == meshed {
 		row.Got = meshed + ", " + strings.Join(result.Hops, " -> ")
@@ -256,6 +259,9 @@ func (r *runner) start(ctx context.Context, l lab, machine *vm.VM) (*netlab.Lab,
 		pod.Spec.InitContainers = slices.DeleteFunc(slices.Clone(pod.Spec.InitContainers), func(c corev1.Container) bool { return strings.HasPrefix(c.Name, "meshvirt-") })
 	}
 	o := netlab.Options{DualStack: l.dual, Pod: pod, Image: r.image, Timeout: patience}
+	if l.large {
+		o.Timeout = bulkBound
+	}
 	if l.guest == machineGuest {
 		o.VM = machine
 	}

@@ -55,7 +55,7 @@ var wants = []row{
 	// Mode native is Istio's own way, with KubeVirt's rules as they come.
 	{"egress-* dns-tcp", native, not(served), direct, "the mesh does not serve IPv6"},
 	{"egress-* dns-tcp", native, not(reroutedCIDR), direct, "the mesh was told of other CIDRs, and takes no list of ports for virtual interfaces"},
-	{"egress-excluded*", native, nil, meshed, "Istio's exclusions are for the pod's own processes"},
+	{"egress-* dns-tcp", native, excludedOut, meshed, "Istio's exclusions are for the pod's own processes"},
 	{"dns-udp", native, nil, direct, "Istio redirects UDP of the pod's own processes only"},
 	{"hairpin", native, not(rerouted), refused, "as with KubeVirt alone: the guest is not at the pod's address for itself"},
 	{"hairpin", native, not(kubevirtLetsIn), refused, "KubeVirt does not lead what the mesh lets in to the guest"},
@@ -86,7 +86,8 @@ var wants = []row{
 	{"dns-*", slices.Concat(owned, ambient), and(capturesDNS, ipv4), captured, "the mesh captures DNS"},
 	{"dns-udp", every, nil, direct, "no mesh takes UDP, and DNS is not captured (IPv6: needs an address to send it to)"},
 
-	{"egress-* dns-tcp hairpin pod-egress", every, not(served), direct, "the mesh does not serve IPv6"},
+	{"egress-* dns-tcp pod-egress", every, not(served), direct, "the mesh does not serve IPv6"},
+	{"hairpin", every, not(served), refused, "as with KubeVirt alone: the guest is not at the pod's address for itself"},
 	{"egress-* dns-tcp", every, and(excludedOut), direct, "its CIDR or port is excluded"},
 	{"hairpin", every, not(includedOut), refused, "as with KubeVirt alone: the guest is not at the pod's address for itself"},
 	{"egress-* dns-tcp", every, not(includedOut), direct, "its CIDR and port are not included"},
