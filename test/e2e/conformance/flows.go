@@ -20,7 +20,7 @@ const unlistedPort = 8443
 var migrationPorts = []uint16{49152, 49153}
 
 const (
-	bulkBytes = 16 << 20
+	bulkBytes = 4 << 20
 	// idle is longer than any timer of the mesh's stand-ins and the relay's that could be mistaken for one
 	// of established connections (dial, handshake).
 	idle = 3 * time.Second

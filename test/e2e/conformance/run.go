@@ -29,7 +29,7 @@ const (
 	curiosity = 1500 * time.Millisecond
 	enough    = 500 * time.Millisecond
 	labBound  = 10 * time.Minute
-	bulkBound = 4 * time.Minute // of a gigabyte each way
+	bulkBound = 4 * time.Minute // of a gigabyte each way, or of less to an emulated machine
 )
 
 // Kinds of guests.
@@ -227,10 +227,11 @@ func (r *runner) pod(ctx context.Context, l lab, machine *vm.VM) []Row {
 // send makes one attempt, and another one if the first was not as wanted and failed: on a busy machine
 // that may be for want of time.
 func (r *runner) send(ctx context.Context, net *netlab.Lab, l lab, f flow, row *Row) {
-	switch {
+	switch f.Timeout = patience; {
 	case row.Want == refused:
 		f.Timeout = enough
-	case l.large:
+	case f.Kind == agent.Bulk:
+		f.Timeout = bulkBound
 	case l.mode == alone || row.Want == same:
 		f.Timeout = curiosity
 	}
@@ -258,10 +259,7 @@ func (r *runner) start(ctx context.Context, l lab, machine *vm.VM) (*netlab.Lab,
 	if r.without {
 		pod.Spec.InitContainers = slices.DeleteFunc(slices.Clone(pod.Spec.InitContainers), func(c corev1.Container) bool { return strings.HasPrefix(c.Name, "meshvirt-") })
 	}
-	o := netlab.Options{DualStack: l.dual, Pod: pod, Image: r.image, Timeout: patience}
-	if l.large {
-		o.Timeout = bulkBound
-	}
+	o := netlab.Options{DualStack: l.dual, Pod: pod, Image: r.image, Timeout: bulkBound}
 	if l.guest == machineGuest {
 		o.VM = machine
 	}

@@ -53,13 +53,14 @@ var wants = []row{
 	{"migration-port-*", every, nil, inPod, "virt-launcher serves it itself"},
 
 	// Mode native is Istio's own way, with KubeVirt's rules as they come.
+	{"egress-* dns-tcp", native, and(not(served), inetRules, reroutedCIDR), refused, "Istio's nftables rules take IPv6 too, to where its proxy does not listen"},
 	{"egress-* dns-tcp", native, not(served), direct, "the mesh does not serve IPv6"},
 	{"egress-* dns-tcp", native, not(reroutedCIDR), direct, "the mesh was told of other CIDRs, and takes no list of ports for virtual interfaces"},
 	{"egress-* dns-tcp", native, excludedOut, meshed, "Istio's exclusions are for the pod's own processes"},
 	{"dns-udp", native, nil, direct, "Istio redirects UDP of the pod's own processes only"},
 	{"hairpin", native, not(rerouted), refused, "as with KubeVirt alone: the guest is not at the pod's address for itself"},
 	{"hairpin", native, not(kubevirtLetsIn), refused, "KubeVirt does not lead what the mesh lets in to the guest"},
-	{"ingress-ssh", native, and(steppedBack), direct, "KubeVirt forwards port 22 itself"},
+	{"ingress-ssh", native, and(steppedBack, listed), direct, "KubeVirt forwards port 22 itself"},
 	{"ingress-* probe", native, and(steppedBack, not(kubevirtLetsIn)), refused, "KubeVirt leads what the mesh lets in to the guest in IPv4 only"},
 	{"ingress-* probe", native, and(steppedBack, not(listed)), refused, "the VM does not list the port"},
 	{"ingress-* probe", native, and(steppedBack, not(includedByIstio)), refused, "Istio leaves the port alone, and KubeVirt leaves it to Istio"},
@@ -86,6 +87,7 @@ var wants = []row{
 	{"dns-*", slices.Concat(owned, ambient), and(capturesDNS, ipv4), captured, "the mesh captures DNS"},
 	{"dns-udp", every, nil, direct, "no mesh takes UDP, and DNS is not captured (IPv6: needs an address to send it to)"},
 
+	{"pod-egress", every, and(not(served), inetRules, podIncludedOut), refused, "Istio's nftables rules take IPv6 too, to where its proxy does not listen"},
 	{"egress-* dns-tcp pod-egress", every, not(served), direct, "the mesh does not serve IPv6"},
 	{"hairpin", every, not(served), refused, "as with KubeVirt alone: the guest is not at the pod's address for itself"},
 	{"egress-* dns-tcp", every, and(excludedOut), direct, "its CIDR or port is excluded"},
@@ -130,6 +132,7 @@ func and(all ...func(cell) bool) func(cell) bool {
 
 func ipv4(c cell) bool        { return c.flow.family == "ipv4" }
 func served(c cell) bool      { return c.setup.served(c.flow) }
+func inetRules(c cell) bool   { return c.told.Native } // of both families at once
 func capturesDNS(c cell) bool { return c.told.DNS || c.ambient.DNS }
 
 // listed: the port is the guest's.

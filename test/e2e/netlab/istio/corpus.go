@@ -132,7 +132,11 @@ func (c Corpus) Recorded(k Case) (Rules, Settings, error) {
 	// Old versions do not look at the environment variable for it.
 	r.DualStack = r.IPv6 != "" || o.native && o.dual
 	o.dual = r.DualStack
-	return r, o.settings(), nil
+	s := o.settings()
+	if exempt := (saveText{4}).render("ISTIO_INBOUND", []rule{{proto: "tcp", dport: "22", jump: "RETURN"}}); strings.Contains(r.IPv4, exempt[0]) && !slices.Contains(s.ExcludeInPorts, 22) {
+		s.ExcludeInPorts = append(s.ExcludeInPorts, 22) // before 1.13, whatever the arguments say
+	}
+	return r, s, nil
 }
 
 // Adapted gives the rules that the run of a case would have left with arguments that differ from its
