@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -202,11 +203,12 @@ func (r *runner) pod(ctx context.Context, l lab, machine *vm.VM) []Row {
 	ctx, cancel := context.WithTimeout(ctx, labBound)
 	defer cancel()
 	var rows []Row
+	vmi := cmp.Or(l.vmi.Name, "none") // a process needs none of KubeVirt's rules
 	for _, f := range l.flows() {
 		c := cell{l.setup, f, l.mode}
 		want, why := wantOf(c)
 		rows = append(rows, Row{
-			Binding: l.binding, Mesh: l.mesh, Version: l.version, Backend: l.backend, KubeVirt: l.vmi.Name, Mode: string(l.mode),
+			Binding: l.binding, Mesh: l.mesh, Version: l.version, Backend: l.backend, KubeVirt: vmi, Mode: string(l.mode),
 			Family: f.family, Flow: f.name, Want: want, Why: why, Case: l.caseName(), Guest: l.guest,
 		})
 	}
