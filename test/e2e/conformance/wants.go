@@ -1,12 +1,14 @@
 package main
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
 
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab"
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/agent"
 )
 
 // What becomes of a flow.
@@ -21,6 +23,7 @@ const (
 	captured = "the mesh's DNS answers"
 	inPod    = "stays in the pod"
 	same     = "as Istio alone" // whatever that is
+	unknown  = "the lab cannot tell"
 )
 
 // A row of the table below: what is wanted of a flow under a condition, and why, if it is not meshed.
@@ -187,6 +190,8 @@ func gotOf(f flow, r netlab.Result, process bool) string {
 	}
 	ends := func(via string) bool { return len(r.Via) == 1 && string(r.Via[0]) == via }
 	switch {
+	case errors.Is(r.Err, agent.ErrNoAnswer):
+		return unknown
 	case !r.OK:
 		return refused
 	case strings.HasPrefix(f.Network, "raw-"):

@@ -5,6 +5,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -143,6 +144,9 @@ func NewClient(conn io.ReadWriteCloser) *Client { return &Client{jsonrpc.NewClie
 // Close cuts the connection; a call in progress fails.
 func (c *Client) Close() error { return c.rpc.Close() }
 
+// ErrNoAnswer says that a program of the lab has not told what came of an attempt.
+var ErrNoAnswer = errors.New("the lab does not answer")
+
 // answerMargin is what a call may take longer than the attempt it makes.
 const answerMargin = 2 * time.Second
 
@@ -153,13 +157,18 @@ func call[Out any](ctx context.Context, c *Client, timeout time.Duration, method
 	done := c.rpc.Go("Agent."+method, in, out, make(chan *rpc.Call, 1)).Done
 	select {
 	case r := <-done:
-		if r.Error != nil {
+		var told rpc.ServerError
+		switch {
+		case r.Error == nil:
+		case errors.As(r.Error, &told):
 			return *out, fmt.Errorf("agent: %s: %w", method, r.Error)
+		default:
+			return *out, fmt.Errorf("agent: %s: %w: %w", method, ErrNoAnswer, r.Error)
 		}
 		return *out, nil
 	case <-ctx.Done():
 		// The reply may still be written to out: the caller gets another one.
-		return *new(Out), fmt.Errorf("agent: %s: %w", method, ctx.Err())
+		return *new(Out), fmt.Errorf("agent: %s: %w: %w", method, ErrNoAnswer, ctx.Err())
 	}
 }
 

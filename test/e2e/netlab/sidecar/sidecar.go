@@ -417,7 +417,7 @@ func (l *Log) read(out io.Reader) {
 		l.mu.Lock()
 		switch {
 		case err != nil:
-			l.ended = fmt.Errorf("the sidecar ended: %w", err)
+			l.ended = fmt.Errorf("%w: the sidecar ended: %w", agent.ErrNoAnswer, err)
 		case e.Synced != 0:
 			l.synced = e.Synced
 		case e.Order <= len(l.events): // more is told of a connection
@@ -441,7 +441,7 @@ func (l *Log) Events(ctx context.Context) ([]Event, error) {
 	want := l.synced + 1
 	l.mu.Unlock()
 	if _, err := fmt.Fprintln(l.in, want); err != nil {
-		return nil, fmt.Errorf("ask the sidecar for its events: %w", err)
+		return nil, fmt.Errorf("ask the sidecar for its events: %w: %w", agent.ErrNoAnswer, err)
 	}
 	for {
 		l.mu.Lock()
@@ -453,7 +453,7 @@ func (l *Log) Events(ctx context.Context) ([]Event, error) {
 		select {
 		case <-change:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("ask the sidecar for its events: %w", ctx.Err())
+			return nil, fmt.Errorf("ask the sidecar for its events: %w: %w", agent.ErrNoAnswer, ctx.Err())
 		}
 	}
 }
