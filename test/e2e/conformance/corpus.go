@@ -3,8 +3,10 @@ package main
 import (
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -99,8 +101,6 @@ func (c corpus) guests(out io.Writer) ([]kubevirt.Case, error) {
 			why = err.Error()
 		case k.PodIP["v4"] == "":
 			why = "the pod has no IPv4 address, the lab's pod has"
-		case k.PodIP["v4"] != netlab.PodIP4.String() || k.PodIP["v6"] != "" && k.PodIP["v6"] != netlab.PodIP6.String():
-			why = fmt.Sprintf("the pod's addresses are %v, the lab's %s and %s", k.PodIP, netlab.PodIP4, netlab.PodIP6)
 		}
 		if why != "" {
 			fmt.Fprintf(out, "left out: KubeVirt %s, case %s: %s\n", k.Release, k.Name, why)
@@ -109,7 +109,57 @@ func (c corpus) guests(out io.Writer) ([]kubevirt.Case, error) {
 		usable = append(usable, k)
 	}
 	if len(usable) == 0 {
-		return nil, fmt.Errorf("corpus: kubevirt-masquerade has no recording for a pod with address %s", netlab.PodIP4)
+		return nil, fmt.Errorf("corpus: kubevirt-masquerade has no recording that the lab can repeat")
 	}
 	return usable, nil
+}
+
+// kubevirtRules are a recording's, with the lab's addresses in place of those of the recorded pod.
+func (c corpus) kubevirtRules(k kubevirt.Case) (string, error) {
+	rules, err := c.kubevirt.Rules(k.Name)
+	if err != nil {
+		return "", err
+	}
+	to := map[string]netip.Addr{k.PodIP["v4"]: netlab.PodIP4, k.PodIP["v6"]: netlab.PodIP6, k.BridgeIP["v4"]: netlab.BridgeIP4, k.BridgeIP["v6"]: netlab.BridgeIP6}
+	for version, guest := range map[string]netip.Addr{"v4": netlab.GuestIP4, "v6": netlab.GuestIP6} {
+		if gateway, err := netip.ParseAddr(k.BridgeIP[version]); err == nil {
+			to[gateway.Next().String()] = guest // KubeVirt gives the guest the address after
+		}
+	}
+	return readdress(rules, to), nil
+}
+
+// istioRules gives rules that were recorded with other name servers the lab's.
+func istioRules(k istio.Case, r istio.Rules) istio.Rules {
+	to := map[string]netip.Addr{}
+	for line := range strings.Lines(k.ResolvConf) {
+		words := strings.Fields(line)
+		if len(words) != 2 || words[0] != "nameserver" {
+			continue
+		}
+		switch a, err := netip.ParseAddr(words[1]); {
+		case err != nil:
+		case a.Is4():
+			to[words[1]] = netlab.DNSIP4
+		default:
+			to[words[1]] = netlab.DNSIP6
+		}
+	}
+	for _, text := range []*string{&r.IPv4, &r.IPv6, &r.NFT} {
+		*text = readdress(*text, to)
+	}
+	return r
+}
+
+// address is what looks like one, alone or before a prefix length.
+var address = regexp.MustCompile(`[0-9a-fA-F.:]+`)
+
+// readdress replaces whole addresses.
+func readdress(text string, to map[string]netip.Addr) string {
+	return address.ReplaceAllStringFunc(text, func(word string) string {
+		if a, ok := to[word]; ok {
+			return a.String()
+		}
+		return word
+	})
 }

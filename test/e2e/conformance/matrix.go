@@ -200,6 +200,10 @@ func ambientMatrix(c corpus, kinds []kind, out io.Writer) ([]setup, error) {
 			return nil, fmt.Errorf("corpus: istio-ambient: %w", err)
 		}
 		for i, k := range cases {
+			if len(k.Unknown) > 0 {
+				fmt.Fprintf(out, "left out: istio-ambient %s, case %s: settings %s are not known\n", version, k.Name, strings.Join(k.Unknown, ", "))
+				continue
+			}
 			backends := []string{string(netlab.NFT), string(netlab.Legacy)}
 			if k.Native {
 				backends = []string{nativeNFT}
@@ -231,7 +235,7 @@ func (c corpus) kinds(vmis []kubevirt.Case) (common, rare []kind) {
 	byRules := map[string]int{}
 	var all []kind
 	for _, v := range vmis {
-		rules, _ := c.kubevirt.Rules(v.Name) // guests has read them
+		rules, _ := c.kubevirtRules(v) // guests has read them
 		key := fmt.Sprint(v.Istio, v.Ports, v.Ranges, counters.ReplaceAllString(rules, ""))
 		i, found := byRules[key]
 		if !found {

@@ -306,7 +306,7 @@ func (r *runner) build(ctx context.Context, net *netlab.Lab, l lab, pod *corev1.
 	if l.guestIsProcess() {
 		return net.Namespace().Sysctl("ipv4/ip_unprivileged_port_start", "0") // KubeVirt's, for passt
 	}
-	rules, err := r.corpus.kubevirt.Rules(l.vmi.Name)
+	rules, err := r.corpus.kubevirtRules(l.vmi)
 	if err != nil {
 		return err
 	}
@@ -341,7 +341,7 @@ func (r *runner) istioInit(ctx context.Context, net *netlab.Lab, l lab, c corev1
 		backend = ""
 	}
 	return sidecar.Config{IPv6: told.DualStack, DNS: told.DNS, UID: told.UID, OutboundPort: told.OutboundPort, InboundPort: told.InboundPort},
-		net.IstioRules(ctx, backend, rules)
+		net.IstioRules(ctx, backend, istioRules(l.istio, rules))
 }
 
 // enrol has the pod join an ambient mesh. MeshVirt has taken the annotation for the interface away.

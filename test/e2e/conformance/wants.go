@@ -109,12 +109,17 @@ var wants = []row{
 
 // wantOf is what is wanted of a cell, and why.
 func wantOf(c cell) (want, why string) {
-	for _, r := range wants {
-		if slices.Contains(r.modes, c.mode) && slices.ContainsFunc(strings.Fields(r.flows), c.named) && (r.when == nil || r.when(c)) {
-			return r.want, r.why
-		}
+	if i := rowOf(c); i >= 0 {
+		return wants[i].want, wants[i].why
 	}
 	return meshed, ""
+}
+
+// rowOf is the row that decides about a cell, negative if none does.
+func rowOf(c cell) int {
+	return slices.IndexFunc(wants, func(r row) bool {
+		return slices.Contains(r.modes, c.mode) && slices.ContainsFunc(strings.Fields(r.flows), c.named) && (r.when == nil || r.when(c))
+	})
 }
 
 // named reports whether a cell's flow has a name of the table's.
@@ -217,7 +222,7 @@ func gotOf(f flow, r netlab.Result, process bool) string {
 		return answered
 	case (f.From == netlab.Guest || f.From == netlab.Pod) && ends("outbound"):
 		return meshed
-	case ends("inbound") || ends("tunnel"):
+	case (f.From == netlab.Peer || f.From == netlab.Node) && (ends("inbound") || ends("tunnel")):
 		if client := clientOf(f); guestSaw.Addr() == client {
 			return known
 		}

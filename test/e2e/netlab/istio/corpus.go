@@ -30,6 +30,7 @@ type Case struct {
 	Env           map[string]string
 	Runs          int      // how often the program was run; zero means once
 	Addresses     []string // the pod's; none if not known
+	ResolvConf    string   // /etc/resolv.conf of the run; empty if not known
 }
 
 // Versions lists the recorded versions, the oldest first.
@@ -43,7 +44,7 @@ func (c Corpus) Cases(version string) ([]Case, error) {
 		return nil, err
 	}
 	for _, e := range index {
-		byName[e.Name] = Case{version, e.Name, e.Args, e.Env, e.Runs, e.Addresses}
+		byName[e.Name] = Case{version, e.Name, e.Args, e.Env, e.Runs, e.Addresses, e.ResolvConf}
 	}
 	files, err := fs.Glob(c.FS, version+"/*.args")
 	if err != nil {
@@ -76,6 +77,8 @@ type indexed struct {
 	Env       map[string]string `json:"env"`
 	Runs      int               `json:"times_run"`
 	Addresses []string          `json:"pod_addresses"`
+
+	ResolvConf string `json:"resolv_conf"`
 }
 
 // index reads cases.json, if there is one.

@@ -37,8 +37,9 @@ type Case struct {
 		Protocol   string
 		Start, End uint16
 	} `json:"port_ranges"`
-	// PodIP are the pod's addresses, by v4 and v6.
-	PodIP map[string]string `json:"pod_ip"`
+	// PodIP are the pod's addresses, BridgeIP those of the guest's gateway, by v4 and v6.
+	PodIP    map[string]string `json:"pod_ip"`
+	BridgeIP map[string]string `json:"bridge_ip"`
 	// Mesh is the version of Istio whose rules are in the recording too, if any.
 	Mesh string `json:"istio_iptables"`
 }
