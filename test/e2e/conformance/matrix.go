@@ -106,8 +106,8 @@ func (s setup) String() string {
 }
 
 // matrix lists every pod. Each version and backend meets each kind of KubeVirt's rules in the richest
-// case, with exclusions of the user's; every other case of a version meets one kind and one backend, both
-// changing from case to case; and rarer kinds meet the last version.
+// case, with exclusions of the user's; every other case of a version, if no older version has the same, meets
+// one kind and one backend, both changing from case to case; and rarer kinds meet the last version.
 func matrix(c corpus, out io.Writer) ([]setup, error) {
 	vmis, err := c.guests(out)
 	if err != nil {
@@ -119,7 +119,7 @@ func matrix(c corpus, out io.Writer) ([]setup, error) {
 		return nil, fmt.Errorf("corpus: istio-iptables: %w", err)
 	}
 	var all []setup
-	turn := 0
+	turn, seen := 0, firsts{}
 	for _, version := range versions {
 		cases, err := c.sidecars(version, out)
 		if err != nil {
@@ -147,10 +147,15 @@ func matrix(c corpus, out io.Writer) ([]setup, error) {
 				turn++
 			}
 			for _, k := range of {
-				if k.Name != rich.Name {
-					all = append(all, masquerade(version, backends[turn%len(backends)], k, common[turn%len(common)].at(turn), own{}))
-					turn++
+				if k.Name == rich.Name {
+					continue
 				}
+				if was := seen.add(c.essence(k), version); was != version {
+					fmt.Fprintf(out, "left out: istio %s, case %s: arguments and rules are those of %s\n", version, k.Name, was)
+					continue
+				}
+				all = append(all, masquerade(version, backends[turn%len(backends)], k, common[turn%len(common)].at(turn), own{}))
+				turn++
 			}
 			if version == versions[len(versions)-1] && !native {
 				gigabyte := masquerade(version, backends[0], rich, common[0].at(0), own{})
@@ -267,6 +272,26 @@ func (c corpus) kinds(vmis []kubevirt.Case) (common, rare []kind) {
 
 // counters in recorded rules are noise.
 var counters = regexp.MustCompile(`counter packets \d+ bytes \d+ `)
+
+// firsts tells who was the first.
+type firsts map[string]string
+
+func (f firsts) add(what, who string) (first string) {
+	if _, found := f[what]; !found {
+		f[what] = who
+	}
+	return f[what]
+}
+
+// essence is all of a case on which the outcome of a flow can depend.
+func (c corpus) essence(k istio.Case) string {
+	r, told, err := c.istio.Recorded(k)
+	text := comments.ReplaceAllString(r.IPv4+r.IPv6+r.NFT, "")
+	return fmt.Sprintf("%+v %v %s", told, err, text)
+}
+
+// comments of iptables-save have the time of day.
+var comments = regexp.MustCompile(`(?m)^#.*\n`)
 
 // native reports whether a case was recorded with Istio's own nftables.
 func (c corpus) native(k istio.Case) bool {

@@ -346,7 +346,7 @@ func (r *runner) istioInit(ctx context.Context, net *netlab.Lab, l lab, c corev1
 
 // enrol has the pod join an ambient mesh. MeshVirt has taken the annotation for the interface away.
 func (r *runner) enrol(ctx context.Context, net *netlab.Lab, l lab) error {
-	rules, err := r.corpus.ambient.Rules(l.ambient, l.mode == alone)
+	rules, err := r.corpus.ambient.Rules(l.ambient, l.mode != plan.Ambient)
 	if err != nil {
 		return err
 	}
