@@ -311,14 +311,15 @@ func (c corpus) richness(k istio.Case) int {
 	return n
 }
 
-// markWhole chooses pods so that each mode meets each VMI and each family: they get the real guest.
+// markWhole chooses pods so that each mode meets each of KubeVirt's modes with one family and with both: they
+// get the real guest.
 func markWhole(all []setup) {
 	seen := map[string]bool{}
 	for i, s := range all {
 		if s.binding != "masquerade" || s.large {
 			continue
 		}
-		key := fmt.Sprint(s.mesh, s.vmi.Name, s.dual)
+		key := fmt.Sprint(s.mesh, s.vmi.Istio, s.dual)
 		if !seen[key] {
 			seen[key], all[i].whole = true, true
 		}
