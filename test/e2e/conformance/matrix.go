@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -105,44 +106,70 @@ func (s setup) String() string {
 	return fmt.Sprintf("%s, %s %s (%s) by %s, KubeVirt %s", s.binding, s.mesh, s.version, s.caseName(), s.backend, s.vmi.Name)
 }
 
-// matrix lists every pod. Each version and backend meets each kind of KubeVirt's rules in the richest
-// case, with exclusions of the user's; every other case of a version, if no older version has the same, meets
-// one kind and one backend, both changing from case to case; and rarer kinds meet the last version.
+// matrix lists every pod.
 func matrix(c corpus, out io.Writer) ([]setup, error) {
 	vmis, err := c.guests(out)
 	if err != nil {
 		return nil, err
 	}
 	common, rare := c.kinds(vmis)
-	versions, err := c.istio.Versions()
+	all, err := sidecarMatrix(c, common, rare, out)
 	if err != nil {
 		return nil, fmt.Errorf("corpus: istio-iptables: %w", err)
 	}
-	var all []setup
-	turn, seen := 0, firsts{}
+	ambients, err := ambientMatrix(c, common, out)
+	if err != nil {
+		return nil, fmt.Errorf("corpus: istio-ambient: %w", err)
+	}
+	all = append(all, ambients...)
+	if len(all) == 0 {
+		return nil, errors.New("corpus: there is nothing to judge")
+	}
+	for i := range all {
+		if s := &all[i]; s.mesh == sidecarMesh {
+			_, s.told, s.err = c.istio.Recorded(s.istio)
+		}
+	}
+	markWhole(all)
+	return all, nil
+}
+
+// sidecarMatrix: each version and backend meets each kind of KubeVirt's rules in the richest case, with
+// exclusions of the user's; every other case of a version, if no older version has the same, meets one kind
+// and one backend, both changing from case to case; and what is rare meets the last version.
+func sidecarMatrix(c corpus, common, rare []kind, out io.Writer) ([]setup, error) {
+	versions, err := c.istio.Versions()
+	if err != nil {
+		return nil, err
+	}
+	var (
+		all  []setup
+		last []setup // of the last version by iptables, a backend each
+		turn int
+		seen = firsts{}
+	)
 	for _, version := range versions {
 		cases, err := c.sidecars(version, out)
 		if err != nil {
-			return nil, fmt.Errorf("corpus: istio-iptables: %w", err)
-		}
-		if len(cases) == 0 {
-			fmt.Fprintf(out, "left out: istio %s: no case is left\n", version)
-			continue
+			return nil, err
 		}
 		for _, native := range []bool{false, true} {
-			backends := []string{string(netlab.NFT), string(netlab.Legacy)}
-			if native {
-				backends = []string{nativeNFT}
-			}
+			backends := backendsOf(native)
 			of := slices.DeleteFunc(slices.Clone(cases), func(k istio.Case) bool { return c.native(k) != native })
 			if len(of) == 0 {
 				fmt.Fprintf(out, "left out: istio %s by %s: nothing was recorded\n", version, strings.Join(backends, " and "))
 				continue
 			}
 			rich := slices.MaxFunc(of, func(a, b istio.Case) int { return c.richness(a) - c.richness(b) })
+			if !native {
+				last = nil
+			}
 			for _, b := range backends {
 				for _, k := range common {
 					all = append(all, masquerade(version, b, rich, k.at(turn), exclusions))
+				}
+				if !native || last == nil {
+					last = append(last, all[len(all)-1])
 				}
 				turn++
 			}
@@ -157,33 +184,37 @@ func matrix(c corpus, out io.Writer) ([]setup, error) {
 				all = append(all, masquerade(version, backends[turn%len(backends)], k, common[turn%len(common)].at(turn), own{}))
 				turn++
 			}
-			if version == versions[len(versions)-1] && !native {
-				gigabyte := masquerade(version, backends[0], rich, common[0].at(0), own{})
-				gigabyte.large = true
-				all = append(all, gigabyte)
-				for i, k := range rare {
-					all = append(all, masquerade(version, backends[i%len(backends)], rich, k[0], exclusions))
-				}
-				for _, b := range bindings {
-					if b.guest != "" {
-						all = append(all, setup{binding: b.name, mesh: sidecarMesh, version: version, backend: backends[0], istio: rich, dual: true})
-					}
-				}
-			}
 		}
 	}
-	ambients, err := ambientMatrix(c, common, out)
-	all = append(all, ambients...)
-	if len(all) == 0 {
-		return nil, fmt.Errorf("corpus: there is nothing to judge")
+	if len(last) > 0 {
+		all = append(all, specials(last, common, rare)...)
 	}
-	for i := range all {
-		if s := &all[i]; s.mesh == sidecarMesh {
-			_, s.told, s.err = c.istio.Recorded(s.istio)
+	return all, nil
+}
+
+// specials are pods like those of the last version, but for something that need not meet every version.
+func specials(like []setup, common, rare []kind) []setup {
+	s := like[0]
+	gigabyte := masquerade(s.version, s.backend, s.istio, common[0].at(0), own{})
+	gigabyte.large = true
+	all := []setup{gigabyte}
+	for i, k := range rare {
+		all = append(all, masquerade(s.version, like[i%len(like)].backend, s.istio, k[0], exclusions))
+	}
+	for _, b := range bindings {
+		if b.guest != "" {
+			all = append(all, setup{binding: b.name, mesh: sidecarMesh, version: s.version, backend: s.backend, istio: s.istio, dual: true})
 		}
 	}
-	markWhole(all)
-	return all, err
+	return all
+}
+
+// backendsOf are what can load rules of Istio's own nftables, or of iptables.
+func backendsOf(native bool) []string {
+	if native {
+		return []string{nativeNFT}
+	}
+	return []string{string(netlab.NFT), string(netlab.Legacy)}
 }
 
 func masquerade(version, backend string, k istio.Case, v kubevirt.Case, o own) setup {
@@ -193,26 +224,24 @@ func masquerade(version, backend string, k istio.Case, v kubevirt.Case, o own) s
 	}
 }
 
+// ambientMatrix: every recorded enrolment meets every kind of KubeVirt's rules, before or after the guest starts.
 func ambientMatrix(c corpus, kinds []kind, out io.Writer) ([]setup, error) {
 	versions, err := c.ambient.Versions()
 	if err != nil {
-		return nil, fmt.Errorf("corpus: istio-ambient: %w", err)
+		return nil, err
 	}
 	var all []setup
 	for _, version := range versions {
 		cases, err := c.ambient.Cases(version)
 		if err != nil {
-			return nil, fmt.Errorf("corpus: istio-ambient: %w", err)
+			return nil, err
 		}
 		for i, k := range cases {
 			if len(k.Unknown) > 0 {
 				fmt.Fprintf(out, "left out: istio-ambient %s, case %s: settings %s are not known\n", version, k.Name, strings.Join(k.Unknown, ", "))
 				continue
 			}
-			backends := []string{string(netlab.NFT), string(netlab.Legacy)}
-			if k.Native {
-				backends = []string{nativeNFT}
-			}
+			backends := backendsOf(k.Native)
 			for j, kind := range kinds {
 				v := kind.at(i)
 				all = append(all, setup{

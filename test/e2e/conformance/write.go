@@ -48,7 +48,10 @@ type line struct {
 	alone           map[string]int // what Istio alone gives, and how often
 }
 
-// linesOf makes the lines of a mode's table, in the order in which flows come.
+// groups is the order of flows in the tables, by how their names begin.
+var groups = []string{"egress", "ingress", "tunnel", "probe", "metrics", "udp", "dns", "icmp", "pod", "hairpin", "migration", "attack"}
+
+// linesOf makes the lines of a mode's table. They do not depend on the order of the rows.
 func linesOf(rows []Row, mode plan.Mode) []*line {
 	var lines []*line
 	for _, r := range rows {
@@ -73,15 +76,15 @@ func linesOf(rows []Row, mode plan.Mode) []*line {
 			l.ok++
 		}
 	}
-	order := map[string]int{}
 	for _, l := range lines {
-		if _, found := order[l.flow]; !found {
-			order[l.flow] = len(order)
-		}
 		slices.Sort(l.families)
 	}
-	slices.SortStableFunc(lines, func(a, b *line) int {
-		return cmp.Or(order[a.flow]-order[b.flow], strings.Compare(a.families[0], b.families[0]), strings.Compare(a.why, b.why), strings.Compare(a.want, b.want))
+	group := func(l *line) int {
+		return slices.IndexFunc(groups, func(g string) bool { return strings.HasPrefix(l.flow, g) })
+	}
+	slices.SortFunc(lines, func(a, b *line) int {
+		return cmp.Or(group(a)-group(b), strings.Compare(a.flow, b.flow), strings.Compare(a.families[0], b.families[0]),
+			strings.Compare(a.why, b.why), strings.Compare(a.want, b.want))
 	})
 	return lines
 }
@@ -153,6 +156,7 @@ func extent(rows []Row) string {
 				all = append(all, v)
 			}
 		}
+		slices.Sort(all)
 		return all
 	}
 	list := func(name string, of func(Row) string) string {
