@@ -111,6 +111,31 @@ func TestInvalidPods(t *testing.T) {
 
 // A pod admitted again carries the API server's defaults in our containers, and perhaps what other
 // webhooks added. That is no reason to change them.
+// TestNativeWarns: what mode native cannot do is said, and nothing where it need not.
+func TestNativeWarns(t *testing.T) {
+	keys := map[string]string{
+		annotations.ExcludeOutboundCIDRs: "10.96.0.1/32", annotations.ExcludeOutboundPorts: "3306",
+		annotations.IncludeOutboundCIDRs: "*", annotations.ExcludeInboundPorts: "22",
+	}
+	for _, mode := range []plan.Mode{plan.Native, plan.Rules} {
+		pod := recorded(t)
+		pod.Annotations[annotations.Mode] = string(mode)
+		for key, value := range keys {
+			pod.Annotations[key] = value
+		}
+		_, report, errs := Apply(pod, Facts{}, testConfig)
+		if len(errs) > 0 {
+			t.Fatal(errs)
+		}
+		all := strings.Join(report.Warnings, "\n")
+		for key := range keys {
+			if got := strings.Contains(all, "annotation "+key+": has no effect in mode native"); got != (mode == plan.Native) {
+				t.Errorf("mode %s: warnings %q, want one of %s: %t", mode, all, key, mode == plan.Native)
+			}
+		}
+	}
+}
+
 func TestDefaultedOutputIsNotChanged(t *testing.T) {
 	pod := recorded(t)
 	pod.Annotations[annotations.Mode] = "nat-proxy"

@@ -73,6 +73,9 @@ func makePlan(pod *corev1.Pod, s *state) Reason {
 	if i := s.settings.IncludeOutbound; i != nil {
 		p.Outbound.All, p.Outbound.IncludeCIDRs = i.All, i.List
 	}
+	if p.Mode == plan.Native {
+		s.warnOfNative()
+	}
 	for _, port := range s.settings.ExcludeInboundPorts {
 		if slices.Contains(c.OwnPorts, port) {
 			s.warn("annotation %s: port %d is the mesh's own and stays with it", annotations.ExcludeInboundPorts, port)
@@ -98,6 +101,24 @@ func makePlan(pod *corev1.Pod, s *state) Reason {
 	}
 	s.plan, s.report.Plan = p, &p
 	return ""
+}
+
+// warnOfNative: mode native leaves the guest's traffic to Istio, whose redirect of interfaces asks for no
+// list of ours.
+func (s *state) warnOfNative() {
+	for _, set := range []struct {
+		key  string
+		some bool
+	}{
+		{annotations.ExcludeOutboundCIDRs, len(s.settings.ExcludeOutboundCIDRs) > 0},
+		{annotations.ExcludeOutboundPorts, len(s.settings.ExcludeOutboundPorts) > 0},
+		{annotations.IncludeOutboundCIDRs, s.settings.IncludeOutbound != nil},
+		{annotations.ExcludeInboundPorts, len(s.settings.ExcludeInboundPorts) > 0},
+	} {
+		if set.some {
+			s.warn("annotation %s: has no effect in mode native, which leaves the VM's traffic to Istio", set.key)
+		}
+	}
 }
 
 // inboundPorts are those that pass by the mesh: own stay with the pod, exclude go to the guest. In a
