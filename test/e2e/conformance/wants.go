@@ -86,9 +86,9 @@ var wants = []row{
 	{"udp-in", every, nil, direct, "no mesh takes UDP"},
 
 	{"dns-*", process, and(capturesDNS, served), captured, "the mesh captures DNS"},
-	{"dns-tcp", relayed, and(capturesDNS, served), captured, "the mesh captures DNS, and takes the relay's for the pod's own"},
-	{"dns-*", slices.Concat(owned, ambient), and(capturesDNS, ipv4), captured, "the mesh captures DNS"},
-	{"dns-udp", every, nil, direct, "no mesh takes UDP, and DNS is not captured (IPv6: needs an address to send it to)"},
+	{"dns-*", relayed, and(capturesDNS, served), captured, "the mesh captures DNS, and takes the relay's for the pod's own"},
+	{"dns-*", []plan.Mode{plan.Rules, plan.Ambient}, and(capturesDNS, ipv4), captured, "the mesh captures DNS"},
+	{"dns-udp", every, nil, direct, "no mesh takes UDP, and DNS is not captured (over IPv6 by a relay only)"},
 
 	{"pod-egress", every, and(not(served), inetRules, podIncludedOut), refused, "Istio's nftables rules take IPv6 too, to where its proxy does not listen"},
 	{"egress-* dns-tcp pod-egress", every, not(served), direct, "the mesh does not serve IPv6"},
