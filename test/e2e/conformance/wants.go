@@ -139,7 +139,7 @@ func and(all ...func(cell) bool) func(cell) bool {
 // Conditions. "The mesh" is as istio-init or istio-cni was told.
 
 func ipv4(c cell) bool        { return c.flow.family == "ipv4" }
-func served(c cell) bool      { return c.setup.served(c.flow) }
+func served(c cell) bool      { return c.served(c.flow) }
 func inetRules(c cell) bool   { return c.told.Native } // of both families at once
 func capturesDNS(c cell) bool { return c.told.DNS || c.ambient.DNS }
 
