@@ -9,6 +9,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -82,10 +83,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		}
 	}
 	rows, err := r.run(ctx, setups)
-	if err != nil {
-		return err
-	}
-	if err := writeJSON(*result, rows); err != nil {
+	if err := errors.Join(err, writeJSON(*result, rows)); err != nil {
 		return err
 	}
 	if *doc != "" {

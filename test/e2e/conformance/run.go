@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"sync"
@@ -90,7 +91,8 @@ func newRunner(ctx context.Context, c corpus) (*runner, error) {
 	return r, nil
 }
 
-// run runs every pod without MeshVirt and in each of its modes, and gives the rows in the order of the setups.
+// run runs every pod without MeshVirt and in each of its modes, and gives the rows in the order of the setups;
+// with an error, those that there are.
 func (r *runner) run(ctx context.Context, setups []setup) ([]Row, error) {
 	var labs []lab
 	for _, s := range setups {
@@ -154,19 +156,29 @@ func (r *runner) run(ctx context.Context, setups []setup) ([]Row, error) {
 		wait.Go(func() { worker(func(l lab) bool { return l.guest != machineGuest }, &nextOfOthers, nil) })
 	}
 	wait.Wait()
+	rows := join(labs, results)
 	// A machine that did not boot is no loss if another one did its work.
-	if err := errors.Join(append(failed, ctx.Err())...); err != nil && finished < len(labs) {
-		return nil, err
+	if finished < len(labs) {
+		return rows, errors.Join(append(failed, ctx.Err(), fmt.Errorf("%d of %d pods were not run", len(labs)-finished, len(labs)))...)
 	}
-	return join(labs, results), nil
+	return rows, nil
 }
+
+// boots is how often a machine may fail to boot, which an emulated one sometimes does on a busy host.
+const boots = 3
 
 func bootMachine(ctx context.Context) (*vm.VM, error) {
 	program, err := netlab.Build(ctx, "test/e2e/netlab/labnode")
 	if err != nil {
 		return nil, err
 	}
-	return vm.Start(ctx, program)
+	var machine *vm.VM
+	for range boots {
+		if machine, err = vm.Start(ctx, program); err == nil {
+			return machine, nil
+		}
+	}
+	return nil, err
 }
 
 // join puts beside each row what Istio alone gives, which comes first of a setup's labs.
