@@ -25,7 +25,7 @@ const (
 	curiosity = 1500 * time.Millisecond
 	enough    = 500 * time.Millisecond
 	labBound  = 10 * time.Minute
-	bulkBound = 4 * time.Minute // of a gigabyte each way, or of less to an emulated machine
+	bulkBound = 4 * time.Minute // of a gigabyte each way, or of less to an emulated machine, whose clock may be wrong too
 )
 
 // Kinds of guests.
@@ -245,7 +245,7 @@ func (r *runner) send(ctx context.Context, net *netlab.Lab, l lab, f flow, row *
 	switch f.Timeout = patience; {
 	case row.Want == refused:
 		f.Timeout = enough
-	case f.Kind == agent.Bulk:
+	case f.Kind == agent.Bulk, f.Idle > 0:
 		f.Timeout = bulkBound
 	case l.mode == alone || row.Want == same:
 		f.Timeout = curiosity

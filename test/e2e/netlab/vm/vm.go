@@ -86,7 +86,7 @@ func (v *VM) boot(ctx context.Context, kernel string, initrd *os.File) error {
 	v.cmd = exec.Command("qemu-system-x86_64",
 		"-accel", "tcg", "-machine", "pc", "-cpu", "max", "-m", "256", "-nodefaults", "-no-user-config",
 		"-display", "none", "-no-reboot", "-kernel", kernel, "-initrd", "/proc/self/fd/3",
-		"-append", "console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable mitigations=off random.trust_cpu=on",
+		"-append", "console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off random.trust_cpu=on",
 		"-serial", "stdio",
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,fd=5", "-device", "virtserialport,chardev=agent",
 		"-netdev", "tap,id=net,fd=4", "-device", "virtio-net-pci,netdev=net,romfile=,mac="+MAC)
