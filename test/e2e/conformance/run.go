@@ -245,10 +245,12 @@ func (r *runner) send(ctx context.Context, net *netlab.Lab, l lab, f flow, row *
 	switch f.Timeout = patience; {
 	case row.Want == refused:
 		f.Timeout = enough
-	case f.Kind == agent.Bulk, f.Idle > 0:
+	case f.Kind == agent.Bulk:
 		f.Timeout = bulkBound
-	case l.mode == alone || row.Want == same:
+	case l.mode == alone:
 		f.Timeout = curiosity
+	case f.Idle > 0 && row.Want != same:
+		f.Timeout = bulkBound
 	}
 	var result netlab.Result
 	for range 2 {
