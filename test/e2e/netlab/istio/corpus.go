@@ -162,9 +162,6 @@ func (c Corpus) Adapted(k Case, args []string, env map[string]string) (Rules, er
 	if got, want := fmt.Sprintf("%+v", rest), fmt.Sprintf("%+v", wasRest); got != want {
 		return Rules{}, fmt.Errorf("istio-iptables arguments cannot be represented: case %s of %s is %s, and more than interfaces differs in %s", k.Name, k.Version, want, got)
 	}
-	if o.tproxy {
-		return Rules{}, errors.New("istio-iptables arguments cannot be represented: TPROXY has rules for interfaces in a table more")
-	}
 	for _, t := range []struct {
 		text *string
 		dialect
@@ -182,14 +179,21 @@ func (c Corpus) Adapted(k Case, args []string, env map[string]string) (Rules, er
 // moveInterfaces replaces the rules that was asks for by those that o asks for.
 func moveInterfaces(text string, d dialect, was, o options) (string, error) {
 	lines := strings.SplitAfter(text, "\n")
-	for _, c := range []struct {
-		chain    string
-		old, new []rule
-	}{
-		{"PREROUTING", prerouting(d, was), prerouting(d, o)},
-		{"OUTPUT", excludedInterfaces(was), excludedInterfaces(o)},
-	} {
-		first, end := d.find(lines, nat, c.chain)
+	type change struct {
+		table, chain string
+		old, new     []rule
+	}
+	changes := []change{
+		{nat, "PREROUTING", prerouting(d, was), prerouting(d, o)},
+		{nat, "OUTPUT", excludedInterfaces(was), excludedInterfaces(o)},
+	}
+	if o.tproxy {
+		changes = append(changes,
+			change{mangle, "PREROUTING", excludedInbound(was), excludedInbound(o)},
+			change{mangle, "OUTPUT", excludedInterfaces(was), excludedInterfaces(o)})
+	}
+	for _, c := range changes {
+		first, end := d.find(lines, c.table, c.chain)
 		old := d.render(c.chain, c.old)
 		if n := end - first; n < len(old) || !slices.Equal(lines[first:first+len(old)], old) {
 			if n > 0 || len(old) > 0 {
@@ -197,7 +201,7 @@ func moveInterfaces(text string, d dialect, was, o options) (string, error) {
 			}
 		}
 		if first == end {
-			if first = d.start(lines, nat, c.chain); first < 0 {
+			if first = d.start(lines, c.table, c.chain); first < 0 {
 				return "", fmt.Errorf("cannot be represented: there is no place for a rule in chain %s", c.chain)
 			}
 		}
