@@ -76,7 +76,7 @@ func testServerSideApply(t *testing.T, s *site) {
 	owned := ""
 	for _, f := range second.ManagedFields {
 		if f.Manager == applier {
-			owned += string(f.FieldsV1.Raw)
+			owned += f.FieldsV1.GetRawString()
 		}
 	}
 	if !strings.Contains(owned, `k:{\"name\":\"compute\"}`) {

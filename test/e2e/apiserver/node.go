@@ -28,8 +28,8 @@ func StartNetworked(dir string, n Network) (*Cluster, error) {
 		return nil, err
 	}
 	return start(dir, filepath.Join(programs, "kube-apiserver"), filepath.Join(programs, "etcd"), func(c *Cluster, server *envtest.APIServer) error {
-		server.SecureServing.Address, server.SecureServing.Port = n.Server.String(), "6443"
-		server.SecureServing.CA = c.authority.pem
+		server.Address, server.Port = n.Server.String(), "6443"
+		server.CA = c.authority.pem
 		server.Configure().
 			Set("authorization-mode", "Node,RBAC").
 			Set("advertise-address", n.Server.String()).
