@@ -66,7 +66,7 @@ func TestTProxySysctls(t *testing.T) {
 func egressFails(outcomes map[string]string) map[string]string {
 	out := with(outcomes, nil)
 	for name := range out {
-		if strings.HasPrefix(name, "egress-") && !strings.HasPrefix(name, "egress-excluded") {
+		if strings.HasPrefix(name, "egress-") && !strings.HasPrefix(name, "egress-excluded") || name == "dns-tcp" {
 			out[name] = "fails"
 		}
 	}
