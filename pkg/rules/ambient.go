@@ -9,12 +9,12 @@ import (
 
 // Marks in a pod of Istio's ambient mesh. Istio itself looks at the low 12 bits.
 const (
-	istioMarkBits = 0xfff
-	// ztunnelMark is on everything that the node's proxy sends from inside the pod (SO_MARK).
-	ztunnelMark = 0x539
-	// toLoopbackMark delivers a packet to the pod itself whatever its destination, by the policy route
+	IstioMarkBits = 0xfff
+	// ZtunnelMark is on everything that the node's proxy sends from inside the pod (SO_MARK).
+	ZtunnelMark = 0x539
+	// ToLoopbackMark delivers a packet to the pod itself whatever its destination, by the policy route
 	// (table 100) that istio-cni makes in each pod for both families.
-	toLoopbackMark = 0x111
+	ToLoopbackMark = 0x111
 )
 
 // probeSources are the addresses from which the node sends to the pod: istio-cni puts them into the
@@ -44,7 +44,7 @@ func ambient(b *builder) {
 		// A service may lead the guest back to itself: the proxy then calls itself.
 		out.add("the mesh's own port stays with the mesh", b.onLoopback, f.daddr.notIn(f.loopback), b.byMesh, tcpDport.in(b.own), f.freeze())
 	}
-	b.letInAsClient(out, toLoopbackMark, b.byMesh, word{})
+	b.letInAsClient(out, ToLoopbackMark, b.byMesh, word{})
 	b.othersToSelf(out)
 }
 
@@ -53,9 +53,9 @@ func istioMark(m uint32) word    { return compareIstioMark("==", expr.CmpOpEq, m
 func notIstioMark(m uint32) word { return compareIstioMark("!=", expr.CmpOpNeq, m) }
 
 func compareIstioMark(sign string, op expr.CmpOp, m uint32) word {
-	return word{text: fmt.Sprintf("meta mark & 0x%08x %s 0x%08x", istioMarkBits, sign, m), exprs: []expr.Any{
+	return word{text: fmt.Sprintf("meta mark & 0x%08x %s 0x%08x", IstioMarkBits, sign, m), exprs: []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg},
-		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: host32(istioMarkBits), Xor: host32(0)},
+		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: host32(IstioMarkBits), Xor: host32(0)},
 		&expr.Cmp{Op: op, Register: reg, Data: host32(m)},
 	}}
 }

@@ -107,7 +107,7 @@ func newBuilder(p plan.Plan, pod Pod) *builder {
 	case p.Mesh.TProxyMark != 0: // a transparent proxy is root
 		b.byMesh, b.byOthers = skgid.is(uid(p.Mesh.GID)), skgid.not(uid(p.Mesh.GID))
 	case p.Mode == plan.Ambient:
-		b.byMesh, b.byOthers = istioMark(ztunnelMark), notIstioMark(ztunnelMark)
+		b.byMesh, b.byOthers = istioMark(ZtunnelMark), notIstioMark(ZtunnelMark)
 	}
 
 	b.guestTCP, b.guestUDP = tcpDport.notIn(b.own), udp

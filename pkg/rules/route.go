@@ -28,7 +28,7 @@ func routeMarked(families []family) error {
 		return fmt.Errorf("look at the loopback device: %w", err)
 	}
 	for _, f := range families {
-		rule, mask := netlink.NewRule(), uint32(relayMark)
+		rule, mask := netlink.NewRule(), uint32(RelayMark)
 		rule.Family, rule.Mark, rule.Mask, rule.Table, rule.Priority = unix.AF_INET, mask, &mask, relayTable, relayRulePriority
 		anywhere := net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}
 		if f.l3 == ipv6.l3 {
@@ -40,7 +40,7 @@ func routeMarked(families []family) error {
 			return fmt.Errorf("route %s to the pod in table %d: %w", f.keyword, relayTable, err)
 		}
 		if err := netlink.RuleAdd(rule); err != nil && !errors.Is(err, os.ErrExist) {
-			return fmt.Errorf("look up %s packets of mark %#x in table %d: %w", f.keyword, relayMark, relayTable, err)
+			return fmt.Errorf("look up %s packets of mark %#x in table %d: %w", f.keyword, RelayMark, relayTable, err)
 		}
 	}
 	return nil

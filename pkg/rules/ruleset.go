@@ -58,11 +58,7 @@ type rule struct {
 
 // String gives the rule as nft lists it.
 func (r rule) String() string {
-	var parts []string
-	for _, w := range r.words {
-		parts = append(parts, w.text)
-	}
-	return strings.Join(append(parts, "comment "+strconv.Quote(r.why)), " ")
+	return join(r.words) + " comment " + strconv.Quote(r.why)
 }
 
 // exprs are the expressions of the words, each header's protocol checked before it is first read.

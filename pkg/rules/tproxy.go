@@ -9,10 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// relayMark is the bit of mode tproxy, in a connection's mark ("our proxy takes it") and in a
+// RelayMark is the bit of mode tproxy, in a connection's mark ("our proxy takes it") and in a
 // packet's ("deliver it here", for the policy route). One bit, set and tested under a mask, leaves
 // the marks of others in the pod alone: Istio's 1337 (0x539, TPROXY and ztunnel) and 0x111 (ambient).
-const relayMark = 0x20000
+const RelayMark = 0x20000
 
 // The places of the rules that give a packet to our proxy's socket.
 //
@@ -35,15 +35,15 @@ var (
 func tProxy(b *builder) {
 	mark := b.chain("mark_for_proxy", nil)
 	for _, f := range b.served {
-		mark.add("our proxy takes the connection, nobody else may redirect it", f.word, setCtMark(relayMark), f.freeze())
+		mark.add("our proxy takes the connection, nobody else may redirect it", f.word, setCtMark(RelayMark), f.freeze())
 	}
 	b.relay(jump(mark))
 
 	give := b.chain("give_to_proxy", nil)
 	for _, f := range b.served {
-		give.add("to the socket of our proxy", f.word, tcp, f.tproxy(b.Proxy.OutboundPort), setMark(relayMark), accept)
+		give.add("to the socket of our proxy", f.word, tcp, f.tproxy(b.Proxy.OutboundPort), setMark(RelayMark), accept)
 	}
-	relayed := []word{b.fromVirtual, ctMark(relayMark), ctOriginal}
+	relayed := []word{b.fromVirtual, ctMark(RelayMark), ctOriginal}
 	to := func(why string, at *chain, verdict ...word) { at.add(why, append(relayed[:3:3], verdict...)...) }
 	to("as an IP packet, after the bridge has let go of it", b.chain("proxy_bridged", bridgedPrerouting), jump(give))
 	to("where the bridge's packets are not seen by IP hooks", b.chain("proxy_unbridged", afterNAT), jump(give))
