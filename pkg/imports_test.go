@@ -16,7 +16,7 @@ var arrows = []struct {
 	reason string
 }{
 	{
-		[]string{"pkg/plan", "pkg/rules", "pkg/resolv", "pkg/dns", "pkg/proxy", "pkg/sockopt", "cmd/rules", "cmd/proxy"},
+		[]string{"pkg/plan", "pkg/rules", "pkg/walk", "pkg/resolv", "pkg/dns", "pkg/proxy", "pkg/sockopt", "cmd/rules", "cmd/proxy"},
 		[]string{"k8s.io", "sigs.k8s.io"},
 		"the data plane runs beside every VM: it must stay small, and needs nothing of Kubernetes",
 	},
@@ -47,8 +47,8 @@ var arrows = []struct {
 	},
 	{
 		[]string{"pkg/rules", "cmd/rules"},
-		[]string{module + "pkg/proxy", module + "pkg/dns", "github.com/prometheus"},
-		"who writes rules handles no byte of the guest's",
+		[]string{module + "pkg/walk", module + "pkg/proxy", module + "pkg/dns", "github.com/prometheus"},
+		"who writes rules handles no byte of the guest's, and explains nothing",
 	},
 	{
 		[]string{"pkg/proxy", "pkg/dns", "cmd/proxy"},
