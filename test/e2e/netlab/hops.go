@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/meshvirt/meshvirt/pkg/rules"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/sidecar"
 )
 
@@ -22,11 +23,8 @@ type entry struct {
 	relayed   bool           // given to our relay by TPROXY, which translates nothing
 }
 
-// Of mode tproxy: the mark of a relayed connection, and the port that it is given to.
-const (
-	relayMark = 0x20000
-	relayPort = 15101
-)
+// relayPort is what relayed connections are given to in mode tproxy.
+const relayPort = 15101
 
 // tracked lists the entries that were not there at the last call.
 func (l *Lab) tracked(ipv6 bool) ([]entry, error) {
@@ -45,7 +43,7 @@ func (l *Lab) tracked(ipv6 bool) ([]entry, error) {
 				f.Forward.Protocol,
 				addrPort(f.Forward.SrcIP, f.Forward.SrcPort), addrPort(f.Forward.DstIP, f.Forward.DstPort),
 				addrPort(f.Reverse.SrcIP, f.Reverse.SrcPort), addrPort(f.Reverse.DstIP, f.Reverse.DstPort),
-				f.Mark&relayMark != 0,
+				f.Mark&rules.RelayMark != 0,
 			}
 			if !l.known[e] {
 				fresh = append(fresh, e)
