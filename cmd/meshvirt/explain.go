@@ -17,6 +17,7 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/rules"
 	"github.com/meshvirt/meshvirt/pkg/templates"
+	"github.com/meshvirt/meshvirt/pkg/walk"
 )
 
 // placeholderNameserver is the DNS server's address in most clusters that kubeadm made. Which the
@@ -80,7 +81,7 @@ type explanation struct {
 	Changes  []string `json:"changes,omitempty"`
 	// Assumed are facts on which Path and Rules rest and which only the running pod shows.
 	Assumed []string `json:"assumed,omitempty"`
-	// Path is a drawing of the packets' way.
+	// Path is a drawing of the packets' way (package walk).
 	Path string     `json:"path,omitempty"`
 	Plan *plan.Plan `json:"plan,omitempty"`
 	// Rules is the nftables table in nft's language.
@@ -138,7 +139,7 @@ func (a adapter) explainPod(pod *corev1.Pod, assumed rules.Pod) (explanation, er
 		return x, invalid(errs)
 	}
 	if report.Mode == plan.Process {
-		x.Path = processPath
+		x.Path = walk.DrawProcess()
 	}
 	if report.Plan == nil {
 		return x, nil
@@ -147,7 +148,10 @@ func (a adapter) explainPod(pod *corev1.Pod, assumed rules.Pod) (explanation, er
 	if err != nil {
 		return x, fmt.Errorf("build the rules: %w", err)
 	}
-	x.Rules, x.Path, x.Assumed = table.String(), drawPath(*report.Plan, assumed), assumptions(*report.Plan, assumed)
+	x.Rules, x.Assumed = table.String(), assumptions(*report.Plan, assumed)
+	if x.Path, err = walk.Draw(walk.Pod{Plan: *report.Plan, Observed: assumed, BridgeNF: true}); err != nil {
+		return x, fmt.Errorf("draw the packets' way: %w", err)
+	}
 	return x, nil
 }
 
@@ -161,6 +165,12 @@ func assumptions(p plan.Plan, pod rules.Pod) (all []string) {
 	}
 	if p.Mesh.DNS != nil && !p.Mesh.DNS.All {
 		all = append(all, fmt.Sprintf("the pod's nameserver is %s: a placeholder, /etc/resolv.conf of the pod decides", placeholderNameserver))
+	}
+	switch p.Mode {
+	case plan.Native:
+		all = append(all, "KubeVirt's rules are those of its Istio mode: the VMI has the annotation sidecar.istio.io/inject")
+	case plan.TProxy:
+		all = append(all, "packets of bridges pass the IP hooks (bridge-nf-call-iptables), as on nodes of Kubernetes")
 	}
 	return all
 }
