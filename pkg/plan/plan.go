@@ -28,7 +28,7 @@ const OwnMarks = 0x30000
 // Mode says how the traffic of a virtual machine gets into the mesh.
 type Mode string
 
-// The modes. docs/architecture.md has a packet path for each.
+// The modes. docs/datapath.md has a packet's way for each.
 const (
 	// Auto lets the webhook choose by network binding and mesh. It never occurs in a Plan.
 	Auto Mode = "auto"
