@@ -45,6 +45,15 @@ func intercepted(mode plan.Mode) plan.Plan {
 	return p
 }
 
+// withoutDNS is p for a mesh that does not capture DNS.
+func withoutDNS(p plan.Plan) plan.Plan {
+	p.Mesh.DNS = nil
+	if p.Proxy != nil {
+		p.Proxy.DNSPort = 0
+	}
+	return p
+}
+
 // seen is member where the guest sees its clients, as the mesh's proxy shows them.
 var seen = with(member, map[string]string{
 	"ingress-tcp4":  "ok inbound saw 10.244.2.20",
@@ -218,8 +227,8 @@ func TestInterceptedPast(t *testing.T) {
 			t.Parallel()
 			l := newLab(t, Options{Timeout: patience, DualStack: true, Image: dataPlane(t)})
 			startIntercepting(t, l, "1.22.8", NFT, "--dual-stack", "-c", Bridge)
-			p := intercepted(mode)
-			p.Mesh.DNS, p.Inbound.ExcludePorts = nil, []uint16{SSHPort}
+			p := withoutDNS(intercepted(mode))
+			p.Inbound.ExcludePorts = []uint16{SSHPort}
 			startMeshVirt(t, l, p)
 			do(t, l.KubeVirt(t.Context(), "v1.9.0-istio-noports-dual"), l.StartGuest(t.Context()))
 			wantFlows(t, l, map[string]string{
@@ -239,8 +248,8 @@ func TestInterceptedPast(t *testing.T) {
 			t.Parallel()
 			l := newLab(t, Options{Timeout: patience, DualStack: true, Image: dataPlane(t)})
 			startIntercepting(t, l, "1.18.7", NFT, "--dual-stack", "-b", "80,22", "-d", "", "-c", Bridge)
-			p := intercepted(mode)
-			p.Mesh.DNS, p.Inbound = nil, plan.Inbound{IncludePorts: []uint16{HTTPPort, SSHPort}, ExcludePorts: []uint16{SSHPort}}
+			p := withoutDNS(intercepted(mode))
+			p.Inbound = plan.Inbound{IncludePorts: []uint16{HTTPPort, SSHPort}, ExcludePorts: []uint16{SSHPort}}
 			startMeshVirt(t, l, p)
 			do(t, l.KubeVirt(t.Context(), "v1.9.0-istio-noports-dual"), l.StartGuest(t.Context()))
 			wantFlows(t, l, map[string]string{
