@@ -16,7 +16,7 @@ var arrows = []struct {
 	reason string
 }{
 	{
-		[]string{"pkg/plan", "pkg/rules", "pkg/walk", "pkg/resolv", "pkg/dns", "pkg/proxy", "pkg/sockopt", "cmd/rules", "cmd/proxy"},
+		[]string{"pkg/plan", "pkg/bridge", "pkg/rules", "pkg/walk", "pkg/resolv", "pkg/dns", "pkg/proxy", "pkg/sockopt", "cmd/rules", "cmd/proxy"},
 		[]string{"k8s.io", "sigs.k8s.io"},
 		"the data plane runs beside every VM: it must stay small, and needs nothing of Kubernetes",
 	},
@@ -27,7 +27,7 @@ var arrows = []struct {
 	},
 	{
 		[]string{"pkg/annotations", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/admit", "cmd/webhook"},
-		[]string{module + "pkg/rules", module + "pkg/resolv", module + "pkg/dns", module + "pkg/proxy", module + "pkg/sockopt", "github.com/google/nftables", "github.com/vishvananda/netlink"},
+		[]string{module + "pkg/bridge", module + "pkg/rules", module + "pkg/resolv", module + "pkg/dns", module + "pkg/proxy", module + "pkg/sockopt", "github.com/google/nftables", "github.com/vishvananda/netlink"},
 		"the webhook decides and the data plane acts; pkg/plan is all that they share",
 	},
 	{

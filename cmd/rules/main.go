@@ -3,7 +3,7 @@
 // (inet meshvirt) into the kernel. It needs the capability NET_ADMIN and nothing else: no file but
 // /etc/resolv.conf, no program, no writable /proc. Running it again replaces the table.
 //
-// With -watch it is a native sidecar: it runs on, and writes again when the guest's interface appears.
+// With -watch it is a native sidecar: it runs on, and writes again when the guest's interface appears or is another than assumed.
 package main
 
 import (
@@ -37,7 +37,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
 	flags.SetOutput(out)
 	dry := flags.Bool("print", false, "print the rules as nft text instead of writing them; needs no privilege")
-	on := flags.Bool("watch", false, "run on until SIGTERM and keep the rules right while interfaces come and go, as mode tproxy needs")
+	on := flags.Bool("watch", false, "run on until SIGTERM and keep the rules right while interfaces come and go")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return nil
 	} else if err != nil {
@@ -52,7 +52,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	if needed := p.WatchPort != 0; *on != needed && !*dry {
-		return fmt.Errorf("-watch is %t, want %t for the plan's mode %s", *on, needed, p.Mode)
+		return fmt.Errorf("-watch is %t, want %t for a plan with watchPort %d", *on, needed, p.WatchPort)
 	} else if needed && !*dry {
 		return watch(ctx, p, out)
 	}

@@ -181,8 +181,8 @@ func TestRunRefuses(t *testing.T) {
 		"argument": {context.Background(), examplePlan(t), []string{"x"}, "want none"},
 		"flag":     {context.Background(), examplePlan(t), []string{"-x"}, "-x"},
 		"canceled": {canceled, examplePlan(t), nil, "canceled"},
-		"watch":    {context.Background(), examplePlan(t), []string{"-watch"}, "-watch is true, want false for the plan's mode rules"},
-		"no watch": {context.Background(), tproxyPlan(t), nil, "-watch is false, want true for the plan's mode tproxy"},
+		"watch":    {context.Background(), examplePlan(t), []string{"-watch"}, "-watch is true, want false for a plan with watchPort 0"},
+		"no watch": {context.Background(), tproxyPlan(t), nil, "-watch is false, want true for a plan with watchPort 15121"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv(plan.Env, test.env)

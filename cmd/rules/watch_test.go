@@ -3,10 +3,18 @@ package main
 import (
 	"errors"
 	"net/http/httptest"
+	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"github.com/meshvirt/meshvirt/pkg/bridge"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/rules"
 )
 
 func tproxyPlan(t *testing.T) string {
@@ -23,29 +31,70 @@ func tproxyPlan(t *testing.T) string {
 	return s
 }
 
-// TestStatus: ready is whose last attempt to write has worked; alive is who answers. That both are
-// served, and that the rules follow the interface, test/e2e/netlab shows.
+// TestStatus: ready is whose last attempt to write has worked and whose pod does not contradict the plan; alive is
+// who has written once. That all is served, and that the rules follow the interface, test/e2e/netlab shows.
 func TestStatus(t *testing.T) {
-	s := state{err: errors.New("nothing yet")}
+	s := newState()
 	get := func(path string) (int, string) {
 		w := httptest.NewRecorder()
 		s.handler().ServeHTTP(w, httptest.NewRequest("GET", path, nil))
 		return w.Code, w.Body.String()
 	}
+	for _, path := range []string{"/readyz", "/livez"} {
+		if code, text := get(path); code != 503 || !strings.Contains(text, "nothing was written") {
+			t.Errorf("%s before anything: %d %q, want 503", path, code, text)
+		}
+	}
+	failed := rules.Written{Err: errors.New("no netlink today")}
+	contradicted := rules.Written{Settled: bridge.Settled{Contradictions: []bridge.Contradiction{
+		{What: bridge.Guest, Text: "found 10.11.12.2, planned 10.0.2.2"}, {What: bridge.Mesh, Text: "found k6t-a, told k6t-b"},
+	}}}
 	for _, c := range []struct {
-		last error
+		last rules.Written
 		path string
 		code int
 		text string
 	}{
-		{errors.New("no netlink today"), "/readyz", 503, "no netlink today"},
-		{errors.New("no netlink today"), "/livez", 200, "ok"},
-		{nil, "/readyz", 200, "ok"},
-		{nil, "/metrics", 404, ""},
+		{failed, "/readyz", 503, "no netlink today"},
+		{failed, "/livez", 503, "no netlink today"},
+		{failed, "/metrics", 200, `meshvirt_rules_writes_total{result="failed"} 3`},
+		{contradicted, "/readyz", 503, "found 10.11.12.2, planned 10.0.2.2; found k6t-a, told k6t-b"},
+		{contradicted, "/livez", 200, "ok"},
+		{contradicted, "/metrics", 200, `meshvirt_rules_contradicted{what="guest"} 1`},
+		{contradicted, "/metrics", 200, `meshvirt_rules_contradicted{what="mesh"} 1`},
+		{contradicted, "/metrics", 200, `meshvirt_rules_contradicted{what="interface"} 0`},
+		{rules.Written{}, "/readyz", 200, "ok"},
+		{failed, "/livez", 200, "ok"},
+		{rules.Written{}, "/metrics", 200, `meshvirt_rules_contradicted{what="guest"} 0`},
 	} {
 		s.set(c.last)
 		if code, text := get(c.path); code != c.code || !strings.Contains(text, c.text) {
-			t.Errorf("%s after %v: %d %q, want %d and %q", c.path, c.last, code, text, c.code, c.text)
+			t.Errorf("%s after %v: %d %q, want %d and %q", c.path, c.last.Err, code, text, c.code, c.text)
 		}
+	}
+}
+
+func TestMetricsAreDocumented(t *testing.T) {
+	w := httptest.NewRecorder()
+	newState().handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	text := w.Body.String()
+	if problems, err := promlint.New(strings.NewReader(text)).Lint(); err != nil || len(problems) > 0 {
+		t.Errorf("Prometheus does not like it: %v, %v\n%s", err, problems, text)
+	}
+	var registered, documented []string
+	for _, line := range regexp.MustCompile(`(?m)^# TYPE (\S+)`).FindAllStringSubmatch(text, -1) {
+		registered = append(registered, line[1])
+	}
+	slices.Sort(registered)
+	b, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range regexp.MustCompile("(?m)^\\| `(meshvirt_rules_[a-z_]+)`").FindAllSubmatch(b, -1) {
+		documented = append(documented, string(row[1]))
+	}
+	slices.Sort(documented)
+	if diff := cmp.Diff(registered, documented); diff != "" {
+		t.Errorf("docs/metrics.md (-registered +documented)\n%s", diff)
 	}
 }

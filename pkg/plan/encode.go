@@ -87,7 +87,7 @@ func (p Plan) Validate() error {
 	want(!p.Inbound.All || len(p.Inbound.IncludePorts) == 0, "inbound has both all and includePorts")
 	relayed := p.Mode == NATProxy || p.Mode == TProxy
 	want((p.Proxy != nil) == relayed, "proxy is set: %t, want it in modes %q and %q and in no other", p.Proxy != nil, NATProxy, TProxy)
-	want((p.WatchPort != 0) == (p.Mode == TProxy), "watchPort is %d, want a port in mode %q and 0 in any other", p.WatchPort, TProxy)
+	want(p.WatchPort != 0 || p.Mode != TProxy, "watchPort is 0, want a port in mode %q", TProxy)
 	if x := p.Proxy; x != nil {
 		want((x.UID == 0) == (p.Mode == TProxy), "proxy.uid is %d, want root in mode %q and in no other", x.UID, TProxy)
 		want(x.UID != p.Mesh.UID && x.UID != p.Mesh.GID, "proxy.uid is %d, want another than the mesh's", x.UID)

@@ -4,7 +4,8 @@
 //
 // A plan holds decisions, not hints: what it says is what the data plane does. The few facts that
 // only the running pod knows (does the mesh serve IPv6 here, which DNS servers has it) are observed
-// by cmd/rules and cmd/proxy and are named where they matter.
+// by cmd/rules and cmd/proxy and are named where they matter. What admission could only assume is
+// marked as Assumed.
 package plan
 
 import (
@@ -76,9 +77,21 @@ type Plan struct {
 	Inbound Inbound `json:"inbound"`
 	// Proxy is set in the modes NATProxy and TProxy only.
 	Proxy *Proxy `json:"proxy,omitempty"`
-	// WatchPort serves /readyz and /livez of cmd/rules -watch over HTTP on the pod's addresses. It is
-	// set in mode TProxy only; zero means that the rules are written once.
+	// WatchPort serves /metrics, /readyz and /livez of cmd/rules -watch over HTTP on the pod's addresses. It
+	// is always set in mode TProxy; zero means that the rules are written once.
 	WatchPort uint16 `json:"watchPort,omitempty"`
+	// Assumed says what of the plan is not certain.
+	Assumed Assumed `json:"assumed,omitzero"`
+}
+
+// Assumed marks what are KubeVirt's defaults, stated by neither the user nor the VMI. The data plane takes what it finds in
+// the pod in their place, if it runs on there (WatchPort). What is not assumed is certain: if the pod
+// contradicts it, something is wrong, and the data plane says so.
+type Assumed struct {
+	// Interfaces are the names in Interfaces and PodInterface.
+	Interfaces bool `json:"interfaces,omitempty"`
+	// Guest are the addresses in Guest.
+	Guest bool `json:"guest,omitempty"`
 }
 
 // Guest describes the virtual machine as the pod's network namespace sees it.

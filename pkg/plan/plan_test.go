@@ -93,6 +93,10 @@ func TestEncodeRefuses(t *testing.T) {
 	noCapture.Mesh.DNS = nil
 	lastPort := example()
 	lastPort.Proxy.DNSPort = 65534
+	noWatcher := example()
+	noWatcher.Mode, noWatcher.Proxy.UID = TProxy, 0
+	watchTwice := example()
+	watchTwice.WatchPort = watchTwice.Proxy.StatusPort
 	noInterface := example()
 	noInterface.Interfaces = nil
 	for name, c := range map[string]struct {
@@ -108,6 +112,8 @@ func TestEncodeRefuses(t *testing.T) {
 		"a mark for native": {nativeMark, `want 0 in mode "native"`},
 		"no DNS to forward": {noCapture, "want 0 for a mesh that does not capture DNS"},
 		"too high a port":   {lastPort, "proxy.dnsPort is 65534, want one that 2 others follow"},
+		"no watcher":        {noWatcher, `watchPort is 0, want a port in mode "tproxy"`},
+		"a port twice":      {watchTwice, "watchPort is one of proxy's"},
 		"no interface":      {noInterface, "interfaces is empty"},
 		"all at once (and)": {Plan{}, "mesh.inboundPort is 0"},
 	} {

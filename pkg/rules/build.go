@@ -43,6 +43,7 @@ func Build(p plan.Plan, pod Pod) (Ruleset, error) {
 	b := newBuilder(p, pod)
 	b.guard()
 	b.dnsZones()
+	b.probed()
 	mode(b)
 	return b.ruleset(), nil
 }

@@ -80,6 +80,22 @@ func TestNativeIsTheGuardAlone(t *testing.T) {
 	}
 }
 
+// TestProbed: our own containers' ports are kept from the mesh, in mode native too.
+func TestProbed(t *testing.T) {
+	for _, mode := range []plan.Mode{plan.Native, plan.Rules, plan.NATProxy, plan.TProxy, plan.Ambient} {
+		for _, watched := range []bool{false, true} {
+			p := examplePlan(mode)
+			if watched {
+				p.WatchPort = 15121
+			}
+			text := build(t, p, Pod{}).String()
+			if want := p.WatchPort != 0 || p.Proxy != nil; strings.Contains(text, "chain probed {") != want {
+				t.Errorf("%s, watched %t: want the chain %t:\n%s", mode, watched, want, text)
+			}
+		}
+	}
+}
+
 // TestSets compares the sets' text for ranges that touch, overlap and end at the edges.
 func TestSets(t *testing.T) {
 	tests := []struct {

@@ -87,3 +87,17 @@ func (b *builder) toVirtualSide() {
 		post.add("a guest cannot answer to the pod's loopback", b.toVirtual, f.saddr.in(f.loopback), masquerade)
 	}
 }
+
+// probed keeps the ports of our own containers with them, by whatever interface their probes come, which need not be
+// PodInterface as planned. Else the mesh would redirect them, to a proxy that starts only when they have.
+func (b *builder) probed() {
+	ports := []uint16{b.WatchPort} // 0 is none
+	if b.Proxy != nil {
+		ports = append(ports, b.Proxy.StatusPort)
+	}
+	c := b.chain("probed", natPrerouting)
+	own := newPortSet("probed_ports", "of MeshVirt's containers", portTableOf(ports))
+	for _, f := range families {
+		c.add("a probe of our own, by whatever interface", toPodItself, tcpDport.in(own), f.freeze())
+	}
+}

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/meshvirt/meshvirt/pkg/bridge"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/resolv"
 )
@@ -20,7 +21,7 @@ type keeper struct {
 }
 
 // startKeep runs Keep until the test ends, with or without capabilities.
-func startKeep(t *testing.T, capable bool) keeper {
+func startKeep(t *testing.T, capable bool, change ...func(*plan.Plan)) keeper {
 	t.Helper()
 	k := keeper{t, newNetns(t), make(chan Written, 100)}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -35,6 +36,9 @@ func startKeep(t *testing.T, capable bool) keeper {
 			}
 			p := examplePlan(plan.TProxy)
 			p.Mesh.DualStack = true
+			for _, f := range change {
+				f(&p)
+			}
 			Keep(ctx, p, resolv.Conf, func(w Written) { k.reports <- w })
 			return nil
 		})
@@ -127,6 +131,55 @@ func TestKeep(t *testing.T) {
 	ip("link", "set", "x", "name", "k6t-eth0")
 	k.until("the renamed interface", present)
 	k.complete()
+}
+
+// TestKeepSettles takes what is found in the place of what is assumed, and tells of what it cannot settle. Nothing is
+// written where nothing changes.
+func TestKeepSettles(t *testing.T) {
+	k := startKeep(t, true, func(p *plan.Plan) {
+		p.Mode, p.Proxy, p.Assumed = plan.Rules, nil, plan.Assumed{Interfaces: true, Guest: true}
+	})
+	ip := func(args ...string) { k.Helper(); k.run(t, "", append([]string{"ip"}, args...)...) }
+	has := func(words ...string) {
+		t.Helper()
+		table := k.list(t)
+		for _, w := range words {
+			if !strings.Contains(table, w) {
+				t.Errorf("the table lacks %q:\n%s", w, table)
+			}
+		}
+	}
+	settled := func(w Written) bool { return w.Err == nil && w.Present && w.Plan.Interfaces[0] == "k6t-ovn-udn1" }
+	k.until("the first attempt", func(w Written) bool { return w.Err == nil })
+	has(`iifname "k6t-eth0"`, `iifname "eth0"`, "dnat ip to 10.0.2.2 ")
+
+	ip("link", "add", "k6t-ovn-udn1", "type", "bridge")
+	ip("addr", "add", "10.11.12.1/24", "dev", "k6t-ovn-udn1")
+	k.until("the bridge", settled)
+	has(`iifname "k6t-ovn-udn1"`, `iifname "ovn-udn1"`, "dnat ip to 10.11.12.2 ", "dnat ip6 to fd10:0:2::2 ")
+	ip("addr", "add", "fd20::1/120", "dev", "k6t-ovn-udn1", "nodad")
+	k.until("IPv6", func(w Written) bool { return settled(w) && w.Plan.Guest.IPv6.String() == "fd20::2" })
+	has("dnat ip to 10.11.12.2 ", "dnat ip6 to fd20::2 ")
+
+	ip("link", "add", "k6t-net1", "type", "bridge")
+	ip("addr", "add", "10.99.0.1/24", "dev", "k6t-net1")
+	k.until("two bridges", func(w Written) bool {
+		return w.Err == nil && len(w.Contradictions) == 1 && w.Contradictions[0].What == bridge.Bridges
+	})
+	has(`iifname "k6t-ovn-udn1"`, "dnat ip to 10.11.12.2 ")
+	ip("link", "del", "k6t-net1")
+	k.until("one bridge", func(w Written) bool { return settled(w) && len(w.Contradictions) == 0 })
+
+	// What does not matter is not written for: no report comes before that of the bridge.
+	ip("link", "add", "x", "type", "veth", "peer", "name", "y")
+	ip("addr", "add", "10.0.2.1/24", "dev", "x")
+	ip("link", "del", "k6t-ovn-udn1")
+	ip("link", "add", "k6t-ovn-udn1", "type", "bridge")
+	w := k.until("any attempt", func(Written) bool { return true })
+	if !settled(w) || w.Plan.Guest.IPv4.String() != "10.11.12.2" {
+		t.Errorf("next report %+v, want that of the bridge that came back", w.Settled)
+	}
+	has(`iifname "k6t-ovn-udn1"`, "dnat ip to 10.11.12.2 ")
 }
 
 // TestKeepGoesOn reports an attempt that failed, and tries again.

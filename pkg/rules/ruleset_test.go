@@ -79,6 +79,7 @@ var dimensions = [][]choice{
 		{"ports", func(p *plan.Plan, _ *Pod) {
 			p.Guest.TCP = []plan.PortRange{plan.Port(22), {First: 8000, Last: 8100}, plan.Port(15020)}
 			p.Guest.UDP = []plan.PortRange{{First: 60000, Last: 65535}}
+			p.WatchPort, p.Assumed.Interfaces = 15121, true
 		}},
 	},
 	{
