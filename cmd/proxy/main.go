@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -98,7 +99,18 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	log.Info("relaying", "release", plan.Release, "outboundPort", p.Proxy.OutboundPort, "inboundPort", p.Proxy.InboundPort,
 		"statusPort", p.Proxy.StatusPort, "dnsPort", p.Proxy.DNSPort, "nameservers", nameservers, "guestIPv4", p.Guest.IPv4, "guestIPv6", p.Guest.IPv6)
 
+	looked, followed := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(followed)
+		follow(ctx, p, relay, log, sync.OnceFunc(func() { close(looked) }))
+	}()
+	select {
+	case <-looked: // else it would be ready before it knows
+	case <-ctx.Done():
+	}
 	err = relay.Run(ctx)
+	cancel()
+	<-followed
 	server.Close()
 	if e := <-served; !errors.Is(e, http.ErrServerClosed) {
 		err = errors.Join(err, fmt.Errorf("serve status: %w", e))

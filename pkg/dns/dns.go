@@ -37,7 +37,7 @@ type Config struct {
 	// Servers are the pod's nameservers; at least one.
 	Servers []netip.Addr
 	// Guest holds the guest's addresses, and Interfaces the names of those by which its packets come in.
-	// What comes from elsewhere is dropped. No Interfaces means any.
+	// What comes from elsewhere is dropped. No Interfaces means any. SetGuest replaces both.
 	Guest      []netip.Addr
 	Interfaces []string
 	// Clients bounds the clients that are remembered at a time, one descriptor each; who was silent longest
@@ -68,11 +68,13 @@ type Forwarder struct {
 	listeners []listener
 	clients   map[key]*client
 	byFD      map[int]*client
-	silent    list.List // of *client: who would be the first to make place is in front
-	waiting   int       // queries without an answer
-	buf       []byte    // one datagram, of whatever size
-	oob       []byte    // its control message
-	devices   map[int]bool
+	silent    list.List    // of *client: who would be the first to make place is in front
+	waiting   int          // queries without an answer
+	buf       []byte       // one datagram, of whatever size
+	oob       []byte       // its control message
+	devices   map[int]bool // whether a device, by its index, is one of from
+	from      *guest
+	guest     atomic.Pointer[guest]
 	swept     time.Time
 
 	wake     *os.File // an eventfd: a File, because Stop may write to it while it is closed
@@ -84,6 +86,17 @@ type Forwarder struct {
 type listener struct {
 	fd     int
 	server netip.AddrPort
+}
+
+// A guest is who may ask.
+type guest struct {
+	addrs      []netip.Addr
+	interfaces []string
+}
+
+// SetGuest replaces Config.Guest and Config.Interfaces, at any time.
+func (f *Forwarder) SetGuest(addrs []netip.Addr, interfaces []string) {
+	f.guest.Store(&guest{addrs, interfaces})
 }
 
 // New opens the listeners, so that a port in use is known at once; queries wait until Run.
@@ -101,6 +114,7 @@ func New(cfg Config) (_ *Forwarder, err error) {
 		cfg: cfg, epoll: -1, wakeFD: -1, clients: map[key]*client{}, byFD: map[int]*client{}, devices: map[int]bool{},
 		buf: make([]byte, 1<<16), oob: make([]byte, unix.CmsgSpace(unix.SizeofInet6Pktinfo)),
 	}
+	f.SetGuest(cfg.Guest, cfg.Interfaces)
 	if f.metrics, err = newMetrics(cfg.Metrics); err != nil {
 		return nil, err
 	}
@@ -198,13 +212,17 @@ func (f *Forwarder) handle(fd int) {
 
 // fromGuest reports whether a datagram with this sender and control message is the guest's own.
 func (f *Forwarder) fromGuest(from netip.Addr, oob []byte) bool {
-	if !slices.Contains(f.cfg.Guest, from) {
+	g := f.guest.Load()
+	if !slices.Contains(g.addrs, from) {
 		return false
 	}
-	return len(f.cfg.Interfaces) == 0 || f.isGuests(device(oob))
+	if f.from != g {
+		f.from, f.devices = g, map[int]bool{}
+	}
+	return len(g.interfaces) == 0 || f.isGuests(device(oob))
 }
 
-// isGuests reports whether a device, by its index, is one of Interfaces. The kernel uses no index twice in
+// isGuests reports whether a device, by its index, is one of the guest's. The kernel uses no index twice in
 // a pod's life, and what has sent a datagram exists.
 func (f *Forwarder) isGuests(index int) bool {
 	known, ok := f.devices[index]
@@ -213,7 +231,7 @@ func (f *Forwarder) isGuests(index int) bool {
 		if err != nil {
 			return false
 		}
-		known = slices.Contains(f.cfg.Interfaces, d.Name)
+		known = slices.Contains(f.from.interfaces, d.Name)
 		f.devices[index] = known
 	}
 	return known

@@ -96,9 +96,9 @@ func (l *loop) target(dir direction, client int, from netip.AddrPort) (netip.Add
 	case l.flows >= l.limit:
 		return dst, Full
 	case dir == inbound:
-		return l.proxy.policy.inbound(dst)
+		return l.proxy.policy.Load().inbound(dst)
 	default:
-		return dst, l.proxy.policy.outbound(dst)
+		return dst, l.proxy.policy.Load().outbound(dst)
 	}
 }
 

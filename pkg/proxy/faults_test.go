@@ -165,7 +165,7 @@ func TestRefusals(t *testing.T) {
 func TestRefusalIsWhatProtects(t *testing.T) {
 	secret := pod.listen(t, func(c *net.TCPConn) { io.WriteString(c, "secret") })
 	r := start(t, Config{})
-	r.policy.bind = bindsTo() // nothing is local
+	r.policy.Load().bind = bindsTo() // nothing is local
 	c, err := guest.dial(netip.Addr{}, netip.AddrPortFrom(pod4, secret))
 	if err != nil {
 		t.Fatal(err)

@@ -8,6 +8,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/meshvirt/meshvirt/pkg/bridge"
 )
 
 // direction tells the guest's connections from those to the guest.
@@ -26,7 +28,8 @@ type metrics struct {
 	registry     *prometheus.Registry
 	acceptErrors prometheus.Counter
 	wakeups      prometheus.Counter
-	of           [2]flowMetrics // by direction
+	contradicted *prometheus.GaugeVec // by bridge.What
+	of           [2]flowMetrics       // by direction
 }
 
 type flowMetrics struct {
@@ -52,6 +55,13 @@ func newMetrics(lag func() time.Duration) *metrics {
 		Name: ns + "loop_lag_seconds", Help: "Time that the slowest event loop took to answer at this scrape, at most 1.",
 	}, func() float64 { return lag().Seconds() }))
 
+	m.contradicted = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: ns + "contradicted", Help: "1 if what was found in the pod contradicts this part of the plan.",
+	}, []string{"what"})
+	m.registry.MustRegister(m.contradicted)
+	for _, w := range bridge.Whats {
+		m.contradicted.WithLabelValues(string(w))
+	}
 	opened := counter("connections_total", "Connections relayed, from the moment that the dial began.", "direction")
 	resets := counter("resets_total", "Connections that ended by an error of one side, which the other saw as a reset.", "direction")
 	bytes := counter("bytes_total", "Bytes relayed, by the side that they came from: client is the side that connected.", "direction", "from")
@@ -77,7 +87,8 @@ func newMetrics(lag func() time.Duration) *metrics {
 	return m
 }
 
-// Handler serves /metrics, /readyz (200 while connections are accepted, else 503 and why) and /livez
+// Handler serves /metrics, /readyz (200 while connections are accepted and the pod is
+// as planned, else 503 and why) and /livez
 // (200 if every event loop answers within a few seconds).
 func (p *Proxy) Handler() http.Handler {
 	mux := http.NewServeMux()
@@ -85,6 +96,10 @@ func (p *Proxy) Handler() http.Handler {
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		switch p.state.Load() {
 		case serving:
+			if err := p.unready.Load(); err != nil && *err != nil {
+				http.Error(w, (*err).Error(), http.StatusServiceUnavailable)
+				return
+			}
 			fmt.Fprintln(w, "ok")
 		case draining:
 			http.Error(w, "draining: open connections may finish, new ones are refused", http.StatusServiceUnavailable)

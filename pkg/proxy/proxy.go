@@ -28,6 +28,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/meshvirt/meshvirt/pkg/bridge"
 	"github.com/meshvirt/meshvirt/pkg/dns"
 )
 
@@ -40,7 +41,7 @@ type Config struct {
 	// they had. New then needs CAP_NET_RAW, once; otherwise they come redirected, and it needs none.
 	Transparent bool
 	// GuestIPv4 and GuestIPv6 are the guest's addresses. Inbound connections of a family in which
-	// the guest has none are refused.
+	// the guest has none are refused. Settle replaces them.
 	GuestIPv4, GuestIPv6 netip.Addr
 	// DNSPort takes the guest's DNS queries over UDP to the first of Nameservers, the next ports those to
 	// the others. Zero means that they are not forwarded.
@@ -77,11 +78,12 @@ const (
 type Proxy struct {
 	cfg     Config
 	local   *localProbe
-	policy  policy
+	policy  atomic.Pointer[policy]
 	metrics *metrics
 	loops   []*loop
 	dns     *dns.Forwarder // nil if there is nothing to forward
 	state   atomic.Int32
+	unready atomic.Pointer[error]
 }
 
 // New opens the listeners, so that a port in use is known at once; connections wait until Run.
@@ -101,12 +103,13 @@ func New(cfg Config) (_ *Proxy, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Proxy{cfg: cfg, local: local, policy: policy{
+	p := &Proxy{cfg: cfg, local: local}
+	p.policy.Store(&policy{
 		guest4: cfg.GuestIPv4, guest6: cfg.GuestIPv6,
 		own:         [...]uint16{cfg.OutboundPort, cfg.InboundPort, cfg.StatusPort},
 		nameservers: cfg.Nameservers,
 		bind:        local.bind,
-	}}
+	})
 	p.metrics = newMetrics(p.lag)
 	if cfg.forwards() {
 		p.dns, err = dns.New(dns.Config{
@@ -127,6 +130,26 @@ func New(cfg Config) (_ *Proxy, err error) {
 		p.loops = append(p.loops, l)
 	}
 	return p, nil
+}
+
+// Settle takes what was found of the guest in the running pod: its addresses and interfaces for the
+// connections and queries to come, and what contradicts the plan for /readyz and /metrics. It is for one caller at a time.
+func (p *Proxy) Settle(s bridge.Settled) {
+	guest := s.Plan.Guest
+	next := *p.policy.Load()
+	next.guest4, next.guest6 = guest.IPv4, guest.IPv6
+	p.policy.Store(&next)
+	if p.dns != nil {
+		p.dns.SetGuest([]netip.Addr{guest.IPv4, guest.IPv6}, s.Plan.Interfaces)
+	}
+	err := s.Contradicted()
+	p.unready.Store(&err)
+	for _, w := range bridge.Whats {
+		p.metrics.contradicted.WithLabelValues(string(w)).Set(0)
+	}
+	for _, c := range s.Contradictions {
+		p.metrics.contradicted.WithLabelValues(string(c.What)).Set(1)
+	}
 }
 
 // forwards reports whether there are DNS queries to forward.
