@@ -156,6 +156,16 @@ func (a adapter) explainPod(pod *corev1.Pod, assumed rules.Pod) (explanation, er
 }
 
 func assumptions(p plan.Plan, pod rules.Pod) (all []string) {
+	found := "nothing looks for another, see annotation meshvirt.io/watch"
+	if p.WatchPort != 0 {
+		found = "meshvirt-rules looks for another"
+	}
+	if p.Assumed.Interfaces {
+		all = append(all, fmt.Sprintf("the guest is behind %s, KubeVirt's default: %s", strings.Join(p.Interfaces, ","), found))
+	}
+	if p.Assumed.Guest {
+		all = append(all, fmt.Sprintf("the guest is at %s and %s, KubeVirt's defaults: %s", p.Guest.IPv4, p.Guest.IPv6, found))
+	}
 	switch {
 	case p.Mesh.DualStack: // the plan knows
 	case pod.IPv6:

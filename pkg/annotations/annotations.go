@@ -25,6 +25,7 @@ const (
 	ExcludeOutboundPorts = Domain + "exclude-outbound-ports"
 	IncludeOutboundCIDRs = Domain + "include-outbound-cidrs"
 	ExcludeInboundPorts  = Domain + "exclude-inbound-ports"
+	Watch                = Domain + "watch"
 
 	// Inject is also a label, on pods and (with the value "disabled") on namespaces. "true" opts a
 	// pod in that is not a virt-launcher pod, "false" opts any pod out.
@@ -54,9 +55,21 @@ type Settings struct {
 	ExcludeOutboundCIDRs []netip.Prefix
 	ExcludeOutboundPorts []uint16
 	ExcludeInboundPorts  []uint16
+	// Watch is WatchAuto if the user said nothing.
+	Watch WatchChoice
 	// IncludeOutbound, if not nil, replaces the mesh's own inclusion for the guest.
 	IncludeOutbound *CIDRs
 }
+
+// WatchChoice says whether the container that writes the rules stays to keep them right.
+type WatchChoice string
+
+// The choices. WatchAuto is true where the pod shows that the guest's interface or address is not the default.
+const (
+	WatchAuto  WatchChoice = "auto"
+	WatchTrue  WatchChoice = "true"
+	WatchFalse WatchChoice = "false"
+)
 
 // CIDRs is "*" (All) or a list, which may be empty.
 type CIDRs struct {
@@ -95,6 +108,7 @@ var Keys = []Key{
 		s.ExcludeInboundPorts, err = parsePorts(v)
 		return err
 	}},
+	{Watch, `want "auto", "true" or "false"`, `"auto": where the pod's network is not the usual one`, "true", parseWatch},
 	{Inject, `want "true" or "false"`, `"true" for virt-launcher pods, "false" for others`, "false", parseInject},
 }
 
@@ -106,7 +120,7 @@ const (
 // Parse reads every annotation of MeshVirt in all. It returns all errors at once, each naming its
 // key and the value wanted, and a warning for each key in MeshVirt's domain that it does not know.
 func Parse(all map[string]string, root *field.Path) (Settings, []string, field.ErrorList) {
-	s := Settings{Mode: plan.Auto}
+	s := Settings{Mode: plan.Auto, Watch: WatchAuto}
 	var errs field.ErrorList
 	for _, k := range Keys {
 		v, ok := all[k.Name]

@@ -27,6 +27,7 @@ func TestParse(t *testing.T) {
 		ExcludeOutboundPorts: "3306,5432",
 		IncludeOutboundCIDRs: "10.0.0.0/8",
 		ExcludeInboundPorts:  " 22 ",
+		Watch:                "true",
 		Inject:               "true",
 		"app":                "web",
 	}, root)
@@ -39,6 +40,7 @@ func TestParse(t *testing.T) {
 		ExcludeOutboundPorts: []uint16{3306, 5432},
 		IncludeOutbound:      &CIDRs{List: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}},
 		ExcludeInboundPorts:  []uint16{22},
+		Watch:                WatchTrue,
 	}
 	if diff := cmp.Diff(want, got, compareAddrs...); diff != "" || len(warnings)+len(errs) > 0 {
 		t.Errorf("warnings %q, errors %v, settings (-want +got)\n%s", warnings, errs, diff)
@@ -47,7 +49,7 @@ func TestParse(t *testing.T) {
 
 func TestParseNothing(t *testing.T) {
 	got, warnings, errs := Parse(map[string]string{"sidecar.istio.io/inject": "true", Status: "{}", Undo: "{}"}, root)
-	if diff := cmp.Diff(Settings{Mode: plan.Auto}, got, compareAddrs...); diff != "" || len(warnings)+len(errs) > 0 {
+	if diff := cmp.Diff(Settings{Mode: plan.Auto, Watch: WatchAuto}, got, compareAddrs...); diff != "" || len(warnings)+len(errs) > 0 {
 		t.Errorf("warnings %q, errors %v, settings (-want +got)\n%s", warnings, errs, diff)
 	}
 }
@@ -92,6 +94,7 @@ func TestParseRefuses(t *testing.T) {
 		{ExcludeInboundPorts, "22,", `"" is no port`},
 		{IncludeOutboundCIDRs, "*,10.0.0.0/8", `"*" is no CIDR`},
 		{IncludeOutboundCIDRs, "ten", "no CIDR"},
+		{Watch, "yes", `want "auto", "true" or "false"`},
 		{Inject, "yes", `want "true" or "false"`},
 	} {
 		_, _, errs := Parse(map[string]string{c.key: c.value}, root)

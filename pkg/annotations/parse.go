@@ -22,6 +22,14 @@ func parseMode(s *Settings, v string) error {
 	return nil
 }
 
+func parseWatch(s *Settings, v string) error {
+	s.Watch = WatchChoice(v)
+	if !slices.Contains([]WatchChoice{WatchAuto, WatchTrue, WatchFalse}, s.Watch) {
+		return errForm
+	}
+	return nil
+}
+
 func parseInject(_ *Settings, v string) error {
 	if v != "true" && v != "false" {
 		return errForm

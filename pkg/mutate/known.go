@@ -3,6 +3,7 @@ package mutate
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -49,13 +50,19 @@ func recall(pod *corev1.Pod, was status) *VMI {
 	if err != nil {
 		return nil
 	}
-	vmi.Binding, vmi.PodInterface, vmi.TCP, vmi.UDP = BindingMasquerade, p.PodInterface, p.Guest.TCP, p.Guest.UDP
+	vmi.Binding, vmi.TCP, vmi.UDP = BindingMasquerade, p.Guest.TCP, p.Guest.UDP
 	set := func(key string, list []string) {
 		if len(list) > 0 {
 			vmi.Annotations[key] = strings.Join(list, ",")
 		}
 	}
-	set(annotations.Interfaces, p.Interfaces)
+	if !p.Assumed.Interfaces { // else they are assumed again
+		vmi.PodInterface = p.PodInterface
+		set(annotations.Interfaces, p.Interfaces)
+	}
+	if p.Mode != plan.TProxy { // which is watched whatever anybody says
+		vmi.Annotations[annotations.Watch] = strconv.FormatBool(p.WatchPort != 0)
+	}
 	guest := words(p.Guest.IPv4, p.Guest.IPv6)
 	if !p.Guest.IPv4.IsValid() {
 		guest = guest[1:]
@@ -84,7 +91,7 @@ func words[T any](list ...T) []string {
 // sayFacts warns of what is around an adapted pod.
 func sayFacts(pod *corev1.Pod, s *state) Reason {
 	if s.facts.VMI == nil && s.facts.Unknown != "" && pod.Labels["kubevirt.io"] == "virt-launcher" {
-		s.warn("the VirtualMachineInstance is not known (%s): decided by the pod alone", s.facts.Unknown)
+		s.warn("the VirtualMachineInstance is not known (%s): decided by the pod alone%s", s.facts.Unknown, assumption(s.plan))
 	}
 	level := s.facts.NamespaceLabels[podSecurity]
 	if slices.Contains([]string{"baseline", "restricted"}, level) && container(pod.Spec.InitContainers, templates.RulesName) >= 0 {

@@ -31,7 +31,8 @@ func TestWorseFactsChangeNothing(t *testing.T) {
 				annotations.ExcludeInboundPorts: "22", annotations.IncludeOutboundCIDRs: "10.0.0.0/8,fd00::/8", annotations.Interfaces: "k6t-any",
 			}
 		}},
-		"passt": {"process-passt", func(*VMI) {}},
+		"watched": {"rules-native-sidecar", func(v *VMI) { v.Annotations = map[string]string{annotations.Watch: "true"} }},
+		"passt":   {"process-passt", func(*VMI) {}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join("testdata/golden", c.dir)
@@ -114,7 +115,7 @@ func TestRecallGivesWayToThePod(t *testing.T) {
 
 func TestSaysWhatIsAround(t *testing.T) {
 	const (
-		alone  = "warning: the VirtualMachineInstance is not known (KubeVirt is away): decided by the pod alone\n"
+		alone  = "warning: the VirtualMachineInstance is not known (KubeVirt is away): decided by the pod alone, with the guest at KubeVirt's defaults 10.0.2.2 and fd10:0:2::2; if vmNetworkCIDR is set, set annotation meshvirt.io/guest-addresses too, or meshvirt.io/watch: \"true\"\n"
 		refuse = "warning: namespace mesh enforces Pod Security level baseline, which refuses capability NET_ADMIN of init container meshvirt-rules: label it pod-security.kubernetes.io/enforce=privileged"
 	)
 	level := func(l string) map[string]string { return map[string]string{"pod-security.kubernetes.io/enforce": l} }

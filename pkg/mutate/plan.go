@@ -93,8 +93,11 @@ func makePlan(pod *corev1.Pod, s *state) Reason {
 	if s.proxy && c.DNS != nil {
 		p.Proxy.DNSPort = proxyDNSPort
 	}
-	if p.Mode == plan.TProxy {
+	if p.Assumed = assumed(pod, s); watched(pod, s, &p) {
 		p.WatchPort = watchPort
+	}
+	if len(s.errs) > 0 {
+		return Invalid
 	}
 	if !virtLauncher(pod) && p.Mode == plan.Rules {
 		s.warn("mode rules needs net.ipv4.conf.%s.route_localnet=1 in the pod for inbound TCP, which KubeVirt sets on its own bridges; mode nat-proxy needs no such setting", p.Interfaces[0])

@@ -87,18 +87,34 @@ func findInterface(_ *corev1.Pod, s *state) Reason {
 	return ""
 }
 
-// bridgePrefix is how KubeVirt names the bridge in front of a pod interface.
-const bridgePrefix = "k6t-"
+// bridgePrefix is how KubeVirt names the bridge in front of a pod interface. Where it hashes the name of a
+// network, the pod interface is pod and 11 hexadecimal digits, and the bridge has the digits alone.
+const (
+	bridgePrefix = "k6t-"
+	hashPrefix   = "pod"
+	hashDigits   = 11
+)
+
+func hashed(digits string) bool {
+	return len(digits) == hashDigits && strings.Trim(digits, "0123456789abcdef") == ""
+}
 
 func bridgeOf(podInterface string) string {
 	if podInterface == "" {
 		podInterface = "eth0"
 	}
+	if digits, ok := strings.CutPrefix(podInterface, hashPrefix); ok && hashed(digits) {
+		podInterface = digits
+	}
 	return bridgePrefix + podInterface
 }
 
+// cutBridge gives the pod interface that a bridge is named after.
 func cutBridge(name string) (string, bool) {
 	name, ok := strings.CutPrefix(name, bridgePrefix)
+	if hashed(name) {
+		name = hashPrefix + name
+	}
 	return name, ok && name != ""
 }
 

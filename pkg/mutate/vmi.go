@@ -14,7 +14,7 @@ type Binding string
 
 // The bindings that make a difference. Every other network binding plugin is BindingPlugin.
 const (
-	BindingNone       Binding = "none" // no interface on the pod network
+	BindingNone       Binding = "none" // no interface on the pod's own network
 	BindingMasquerade Binding = "masquerade"
 	BindingBridge     Binding = "bridge"
 	BindingPasst      Binding = "passt"
@@ -28,7 +28,7 @@ const (
 type VMI struct {
 	Name        string
 	Annotations map[string]string
-	// Binding of the interface on the pod network.
+	// Binding of the interface on the pod network, or on the network that Multus makes the pod's own.
 	Binding Binding
 	// TCP and UDP are the ports and port ranges that this interface lists. Both empty: none listed.
 	TCP, UDP []plan.PortRange
@@ -54,8 +54,11 @@ type manifest struct {
 			} `json:"devices"`
 		} `json:"domain"`
 		Networks []struct {
-			Name string `json:"name"`
-			Pod  *struct {
+			Name   string `json:"name"`
+			Multus *struct {
+				Default bool `json:"default"`
+			} `json:"multus"`
+			Pod *struct {
 				VMNetworkCIDR     string `json:"vmNetworkCIDR"`
 				VMIPv6NetworkCIDR string `json:"vmIPv6NetworkCIDR"`
 			} `json:"pod"`
@@ -102,7 +105,7 @@ func ParseVMI(b []byte) (*VMI, error) {
 	}
 	v := &VMI{Name: m.Metadata.Name, Annotations: m.Metadata.Annotations, Binding: BindingNone}
 	for _, n := range m.Spec.Networks {
-		if n.Pod == nil {
+		if n.Pod == nil && (n.Multus == nil || !n.Multus.Default) {
 			continue
 		}
 		i := slices.IndexFunc(m.Spec.Domain.Devices.Interfaces, func(i vmiInterface) bool { return i.Name == n.Name })
@@ -112,11 +115,13 @@ func ParseVMI(b []byte) (*VMI, error) {
 		iface := m.Spec.Domain.Devices.Interfaces[i]
 		v.Binding = iface.binding()
 		var err error
-		if v.IPv4, err = secondAddress(n.Pod.VMNetworkCIDR); err != nil {
-			return nil, fmt.Errorf("read VMI: vmNetworkCIDR of network %s: %w", n.Name, err)
-		}
-		if v.IPv6, err = secondAddress(n.Pod.VMIPv6NetworkCIDR); err != nil {
-			return nil, fmt.Errorf("read VMI: vmIPv6NetworkCIDR of network %s: %w", n.Name, err)
+		if n.Pod != nil {
+			if v.IPv4, err = secondAddress(n.Pod.VMNetworkCIDR); err != nil {
+				return nil, fmt.Errorf("read VMI: vmNetworkCIDR of network %s: %w", n.Name, err)
+			}
+			if v.IPv6, err = secondAddress(n.Pod.VMIPv6NetworkCIDR); err != nil {
+				return nil, fmt.Errorf("read VMI: vmIPv6NetworkCIDR of network %s: %w", n.Name, err)
+			}
 		}
 		if err := iface.ports(v); err != nil {
 			return nil, fmt.Errorf("read VMI: interface %s: %w", iface.Name, err)

@@ -36,7 +36,7 @@ type Image struct {
 // Rules is the init container that writes the nftables table of p and ends. It is root with
 // NET_ADMIN and nothing else: a user other than root would lose the capability at exec, because
 // Kubernetes sets no ambient capabilities (KEP-2763), and the image has no file capabilities. If the plan
-// has a WatchPort (mode tproxy), it is a native sidecar that runs on and keeps the rules right.
+// has a WatchPort, it is a native sidecar that runs on and keeps the rules right.
 func Rules(p plan.Plan, image Image, guaranteed bool) (corev1.Container, error) {
 	env, err := p.Encode()
 	if err != nil {
@@ -105,7 +105,8 @@ func sidecar(c *corev1.Container, portName string, port uint16) {
 	always := corev1.ContainerRestartPolicyAlways
 	c.RestartPolicy = &always
 	c.Ports = []corev1.ContainerPort{{Name: portName, ContainerPort: int32(port), Protocol: corev1.ProtocolTCP}}
-	c.StartupProbe = probe("/readyz", 1, 60)
+	// Not by /readyz: one that starts again in a pod that contradicts its plan would never have started.
+	c.StartupProbe = probe("/livez", 1, 60)
 	c.ReadinessProbe = probe("/readyz", 10, 3)
 	c.LivenessProbe = probe("/livez", 10, 6)
 }
