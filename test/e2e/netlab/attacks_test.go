@@ -147,7 +147,7 @@ func kinds() []kind {
 		{"TCP to the mesh's ports on the pod's and the gateway's addresses", "admin, metrics, health and the redirection's ports; a direct call to them loops", lost,
 			each([]string{"tcp"}, nobody, inside, istioPorts...)},
 		{"TCP to the relay's ports there", "metrics, and a relay that dials itself", lost, only(relaying, each([]string{"tcp"}, nobody, inside, relayPorts...)...)},
-		{"TCP to the watcher's port there", "readiness of mode tproxy", lost, only([]plan.Mode{plan.TProxy}, each([]string{"tcp"}, nobody, inside, 15121)...)},
+		{"TCP to the watcher's port there", "metrics and readiness", lost, only([]plan.Mode{plan.TProxy}, each([]string{"tcp"}, nobody, inside, 15121)...)},
 		{"TCP and UDP to anycast addresses of the pod's networks", "a router has them as well (RFC 4291, 2.6.1), so that the pod's servers answer there", lost, each([]string{"tcp", "udp"}, nobody, anycast, 80, 15021)},
 		{"TCP to the gateway's link-local address", "it is an address of the pod as well", lost, each([]string{"tcp"}, guestLink, []netip.Addr{bridgeLink}, 15000, 15021, 80)},
 		{"UDP to the pod and the gateway", "DNS servers of the agent and the relay, and clients of DHCP", lost,

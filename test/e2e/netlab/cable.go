@@ -19,7 +19,7 @@ func (l *Lab) cable() error {
 			return err
 		}
 	}
-	if err := veth(l.node, "pod", l.pod, PodLink); err != nil {
+	if err := veth(l.node, "pod", l.pod, l.PodLink); err != nil {
 		return err
 	}
 	if err := veth(l.node, "peer", l.peer, "eth0"); err != nil {
@@ -38,7 +38,7 @@ func (l *Lab) cable() error {
 		{l.node, "pod", []string{NodeIP4.String() + "/24", NodeIP6.String() + "/64"}, nil},
 		{l.node, "peer", []string{"10.244.2.1/24", "fd00:10:244:2::1/64"},
 			[]string{"10.96.0.0/12 10.244.2.20", "198.51.100.0/24 10.244.2.20", "fd00:10:96::/112 fd00:10:244:2::20"}},
-		{l.pod, PodLink, podAddrs, podRoutes},
+		{l.pod, l.PodLink, podAddrs, podRoutes},
 		{l.peer, "lo", []string{ServiceIP4.String() + "/32", ServiceIP6.String() + "/128", DNSIP4.String() + "/32", DNSIP6.String() + "/128", ExcludedIP4.String() + "/32"}, nil},
 		{l.peer, "eth0", []string{PeerIP4.String() + "/24", PeerIP6.String() + "/64"}, []string{"0.0.0.0/0 10.244.2.1", "::/0 fd00:10:244:2::1"}},
 	} {

@@ -71,9 +71,9 @@ func (l *Lab) hops(r *Result, client netip.AddrPort, entries []entry) []string {
 	}
 	switch r.Flow.From {
 	case Guest:
-		hops = append(hops, Bridge)
+		hops = append(hops, l.BridgeName())
 	case Peer, Node:
-		hops = append(hops, PodLink)
+		hops = append(hops, l.PodLink)
 	}
 	to := r.Flow.To
 	if r.Flow.Tunnel {
@@ -95,13 +95,13 @@ func (l *Lab) hops(r *Result, client netip.AddrPort, entries []entry) []string {
 		}
 		name := l.ports[e.real.Port()]
 		switch {
-		case e.real.Addr() == GuestIP4 || e.real.Addr() == GuestIP6:
+		case l.isGuest(e.real.Addr()):
 			if r.Flow.From != Guest || len(hops) > 2 {
-				hops = append(hops, Bridge)
+				hops = append(hops, l.BridgeName())
 			}
 			return append(hops, arrival("guest", e, r.GuestSaw))
-		case !inPod(e.real.Addr()):
-			hops = append(hops, PodLink)
+		case !l.inPod(e.real.Addr()):
+			hops = append(hops, l.PodLink)
 			return append(hops, arrival("peer", e, r.PeerSaw))
 		case name == "":
 			return append(hops, fmt.Sprintf("pod %s", e.real))
@@ -120,7 +120,7 @@ func (l *Lab) hops(r *Result, client netip.AddrPort, entries []entry) []string {
 		is = func(next entry) bool {
 			return !slices.ContainsFunc(r.Sidecar, func(s sidecar.Event) bool { return s.Local == next.src }) &&
 				next.proto == e.proto && next.dst.Port() == e.dst.Port() &&
-				(next.dst == e.dst || next.dst.Addr() == GuestIP4 || next.dst.Addr() == GuestIP6)
+				(next.dst == e.dst || l.isGuest(next.dst.Addr()))
 		}
 	}
 	switch {
@@ -150,6 +150,12 @@ func indexLast(entries []entry, is func(entry) bool) int {
 }
 
 // inPod reports whether a is an address of the pod itself, not of the guest.
-func inPod(a netip.Addr) bool {
-	return a.IsLoopback() || a == PodIP4 || a == PodIP6 || a == BridgeIP4 || a == BridgeIP6
+func (l *Lab) inPod(a netip.Addr) bool {
+	return a.IsLoopback() || a == PodIP4 || a == PodIP6 || isOne(a, l.gateways())
+}
+
+func (l *Lab) isGuest(a netip.Addr) bool { return isOne(a, l.guests()) }
+
+func isOne(a netip.Addr, of []netip.Prefix) bool {
+	return slices.ContainsFunc(of, func(p netip.Prefix) bool { return p.Addr() == a })
 }

@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -100,6 +101,12 @@ type Options struct {
 	// Quiet has the sidecar that RunPod starts tell of no connection, so that it is not what a benchmark
 	// measures. Hops and Via of results then lack it.
 	Quiet bool
+	// PodLink is the pod's interface, after which KubeVirt names the bridge. Empty means the constants
+	// PodLink and Bridge.
+	PodLink string
+	// VMNetwork4 and VMNetwork6 are the VMI's vmNetworkCIDR and vmIPv6NetworkCIDR. Invalid means KubeVirt's
+	// defaults, and so the constants of gateway and guest.
+	VMNetwork4, VMNetwork6 netip.Prefix
 	// Timeout bounds one attempt of a flow. Zero means 2 seconds.
 	Timeout time.Duration
 }
@@ -131,6 +138,15 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 	}
 	if o.IstioIptables == "" {
 		o.IstioIptables = os.Getenv("MESHVIRT_ISTIO_IPTABLES")
+	}
+	if o.PodLink == "" {
+		o.PodLink = PodLink
+	}
+	if !o.VMNetwork4.IsValid() {
+		o.VMNetwork4 = netip.PrefixFrom(GuestIP4, 24).Masked()
+	}
+	if !o.VMNetwork6.IsValid() {
+		o.VMNetwork6 = netip.PrefixFrom(GuestIP6, 120).Masked()
 	}
 	l := &Lab{Options: o, ports: map[uint16]string{}, known: map[entry]bool{}}
 	if err := l.build(ctx); err != nil {
@@ -258,4 +274,33 @@ func (l *Lab) Close() error {
 	}
 	l.closers = nil
 	return errors.Join(errs...)
+}
+
+// BridgeName is the guest's bridge, as KubeVirt names it: a hashed name loses its "pod".
+func (l *Lab) BridgeName() string {
+	name := l.PodLink
+	if digits, ok := strings.CutPrefix(name, "pod"); ok && len(digits) == 11 {
+		name = digits
+	}
+	return "k6t-" + name
+}
+
+// gateways and guests are the first and second hosts of the VM's networks, with their lengths.
+func (l *Lab) gateways() []netip.Prefix { return l.hosts(1) }
+func (l *Lab) guests() []netip.Prefix   { return l.hosts(2) }
+
+func (l *Lab) hosts(n int) []netip.Prefix {
+	networks := []netip.Prefix{l.VMNetwork4}
+	if l.DualStack {
+		networks = append(networks, l.VMNetwork6)
+	}
+	var out []netip.Prefix
+	for _, p := range networks {
+		a := p.Addr()
+		for range n {
+			a = a.Next()
+		}
+		out = append(out, netip.PrefixFrom(a, p.Bits()))
+	}
+	return out
 }

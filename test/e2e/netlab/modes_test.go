@@ -51,8 +51,11 @@ func handMade(mode plan.Mode) plan.Plan {
 // mode has one.
 func startMeshVirt(t *testing.T, l *Lab, p plan.Plan) *container.Process {
 	t.Helper()
-	if p.Mode == plan.TProxy {
+	if p.WatchPort != 0 {
 		startWatcher(t, l, p)
+		if p.Proxy == nil {
+			return nil
+		}
 		return startRelay(t, l, p)
 	}
 	c, err := templates.Rules(p, templates.Image{Name: templates.DefaultImage}, false)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -201,20 +202,30 @@ func (l *Lab) KubeVirt(ctx context.Context, recording string) error {
 // KubeVirtRules is KubeVirt with the rules themselves.
 func (l *Lab) KubeVirtRules(ctx context.Context, rules string) error {
 	if err := l.pod.Do(l.addBridge); err != nil {
-		return fmt.Errorf("add bridge %s: %w", Bridge, err)
+		return fmt.Errorf("add bridge %s: %w", l.BridgeName(), err)
 	}
-	for _, s := range [][2]string{{"ipv4/ip_forward", "1"}, {"ipv6/conf/all/forwarding", "1"}, {"ipv4/conf/" + Bridge + "/route_localnet", "1"}} {
+	for _, s := range [][2]string{{"ipv4/ip_forward", "1"}, {"ipv6/conf/all/forwarding", "1"}, {"ipv4/conf/" + l.BridgeName() + "/route_localnet", "1"}} {
 		if err := l.pod.Sysctl(s[0], s[1]); err != nil {
 			return err
 		}
 	}
-	_, err := l.RunInPod(ctx, rules, "nft", "-f", "-")
+	_, err := l.RunInPod(ctx, l.substitute(rules), "nft", "-f", "-")
 	return err
+}
+
+// substitute puts the lab's names and addresses into a recording of KubeVirt's rules.
+func (l *Lab) substitute(rules string) string {
+	first := func(p netip.Prefix) netip.Addr { return p.Addr().Next() }
+	return strings.NewReplacer(
+		strconv.Quote(Bridge), strconv.Quote(l.BridgeName()), strconv.Quote(PodLink), strconv.Quote(l.PodLink),
+		BridgeIP4.String(), first(l.VMNetwork4).String(), GuestIP4.String(), first(l.VMNetwork4).Next().String(),
+		BridgeIP6.String(), first(l.VMNetwork6).String(), GuestIP6.String(), first(l.VMNetwork6).Next().String(),
+	).Replace(rules)
 }
 
 func (l *Lab) addBridge() error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = Bridge
+	attrs.Name = l.BridgeName()
 	mac, err := net.ParseMAC(bridgeMAC)
 	if err != nil {
 		return err
@@ -223,21 +234,18 @@ func (l *Lab) addBridge() error {
 	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
 		return err
 	}
-	addrs := []string{BridgeIP4.String() + "/24"}
-	if l.DualStack {
-		addrs = append(addrs, BridgeIP6.String()+"/120")
+	var addrs []string
+	for _, p := range l.gateways() {
+		addrs = append(addrs, p.String())
 	}
-	return configure(Bridge, addrs, nil)
+	return configure(attrs.Name, addrs, nil)
 }
 
 // StartGuest connects the guest to the bridge and starts its servers.
 func (l *Lab) StartGuest(ctx context.Context) error {
-	cfg := agent.Configure{Link: vm.Link, Addrs: []netip.Prefix{netip.PrefixFrom(GuestIP4, 24)}, Gateways: []netip.Addr{BridgeIP4}}
-	udp := []netip.Addr{GuestIP4}
-	if l.DualStack {
-		cfg.Addrs = append(cfg.Addrs, netip.PrefixFrom(GuestIP6, 120))
-		cfg.Gateways = append(cfg.Gateways, BridgeIP6)
-		udp = append(udp, GuestIP6)
+	cfg := agent.Configure{Link: vm.Link, Addrs: l.guests()}
+	for _, p := range l.gateways() {
+		cfg.Gateways = append(cfg.Gateways, p.Addr())
 	}
 	if err := l.connectGuest(); err != nil {
 		return fmt.Errorf("connect the guest: %w", err)
@@ -249,15 +257,15 @@ func (l *Lab) StartGuest(ctx context.Context) error {
 	for port, kind := range map[uint16]string{HTTPPort: agent.Echo, AppPort: agent.Echo, ExcludedPort: agent.Echo, SSHPort: agent.Banner} {
 		servers = append(servers, agent.Listen{Network: "tcp", Addr: netip.AddrPortFrom(netip.IPv6Unspecified(), port), Kind: kind})
 	}
-	for _, a := range udp {
-		servers = append(servers, agent.Listen{Network: "udp", Addr: netip.AddrPortFrom(a, UDPPort), Kind: agent.Echo})
+	for _, p := range l.guests() {
+		servers = append(servers, agent.Listen{Network: "udp", Addr: netip.AddrPortFrom(p.Addr(), UDPPort), Kind: agent.Echo})
 	}
 	return l.Guest.Listen(ctx, servers...)
 }
 
 func (l *Lab) connectGuest() error {
 	if l.VM != nil {
-		if err := l.VM.Attach(l.pod, Bridge); err != nil {
+		if err := l.VM.Attach(l.pod, l.BridgeName()); err != nil {
 			return err
 		}
 		l.attached = true
@@ -271,7 +279,7 @@ func (l *Lab) connectGuest() error {
 	if err := veth(l.pod, Tap, l.guest, vm.Link); err != nil {
 		return err
 	}
-	if err := l.pod.Do(func() error { return vm.Plug(Tap, Bridge) }); err != nil {
+	if err := l.pod.Do(func() error { return vm.Plug(Tap, l.BridgeName()) }); err != nil {
 		return err
 	}
 	l.Guest, err = l.agent(l.guest, 0)

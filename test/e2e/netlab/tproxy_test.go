@@ -103,7 +103,7 @@ func TestTProxyBridgeAgain(t *testing.T) {
 	do(t, l.KubeVirt(t.Context(), "v1.9.0-istio-noports-dual"), l.StartGuest(t.Context()))
 	wantOutcomes(t, l, member)
 
-	const complete = "interface present true\n"
+	const complete = "interface k6t-eth0 present true\n"
 	before := strings.Count(watcher.Output(), complete)
 	do(t, l.Namespace().Do(func() error {
 		if err := netlink.LinkDel(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: Bridge}}); err != nil {
