@@ -7,17 +7,23 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
 
+	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/container"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/sidecar"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/vm"
+	"github.com/meshvirt/meshvirt/tools"
 )
 
 // The pods here are not as admission assumes: another pod interface, another VM network.
@@ -335,4 +341,43 @@ func (l *Lab) get(t *testing.T, port uint16, path string) (code int, text string
 		return err
 	}))
 	return code, text
+}
+
+// TestFoundAsAdmitted runs what the webhook gives a recorded pod, of which the VMI is not known, in a namespace for
+// user-defined primary networks.
+func TestFoundAsAdmitted(t *testing.T) {
+	t.Parallel()
+	root, err := tools.Root()
+	do(t, err)
+	b, err := os.ReadFile(filepath.Join(root, "test/corpus/pods/v1.9.0/masquerade-istio-ports/injected-1.31.0-rc.0-native.yaml"))
+	do(t, err)
+	var pod corev1.Pod
+	do(t, yaml.Unmarshal(b, &pod))
+	facts := mutate.Facts{NamespaceLabels: map[string]string{"k8s.ovn.org/primary-user-defined-network": ""}}
+	adapted, report, errs := mutate.Apply(&pod, facts, mutate.Config{Image: templates.Image{Name: "example.com/dataplane:test"}})
+	if report.Mode != plan.Rules || report.Plan.WatchPort == 0 || len(errs) > 0 {
+		t.Fatalf("report %s, errors %v", report, errs)
+	}
+	l := newLab(t, Options{Image: dataPlane(t), Pod: adapted, PodLink: "ovn-udn1", VMNetwork4: network4})
+	var watcher *container.Process
+	for _, c := range adapted.Spec.InitContainers {
+		switch c.Name {
+		case "istio-init":
+			_, err := l.IstioInitContainer(t.Context(), NFT, c)
+			do(t, err)
+		case templates.RulesName:
+			watcher, err = l.Start(c)
+			do(t, err, l.WaitReady(t.Context(), c, c.StartupProbe))
+		}
+	}
+	do(t, l.StartSidecar(t.Context(), sidecar.Config{}), l.KubeVirt(t.Context(), "v1.9.0-istio-ports-22-80-ipv4"))
+	say(t, watcher, 1, "interface k6t-ovn-udn1 present true")
+	do(t, l.StartGuest(t.Context()))
+	for name, want := range map[string]string{
+		"egress-tcp4": "ok outbound saw 10.244.1.17", "ingress-tcp4": "ok inbound saw 10.11.12.1", "udp-out4": "ok saw 10.244.1.17",
+	} {
+		if r := l.Check(t.Context(), FlowNamed(name)); r.Outcome() != want {
+			t.Errorf("%s\n got outcome %q\nwant %q", r, r.Outcome(), want)
+		}
+	}
 }
