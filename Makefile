@@ -27,7 +27,7 @@ demo: ## See a real guest's packets pass the sidecar, hop by hop (root; sets its
 	@go run $(GOFLAGS_BUILD) ./test/e2e/demo
 
 test: $(GOTESTSUM) ## Run every test (root; sets itself up)
-	@$(SETUP) apt guest controlplane oldest certmanager node helm kubeconform buildah bench >/dev/null
+	@$(SETUP) apt guest passt controlplane oldest certmanager node helm kubeconform buildah bench >/dev/null
 	@mkdir -p build
 	$(GOTESTSUM) --format pkgname --format-hide-empty-pkg --jsonfile build/test.json -- $(GOFLAGS_BUILD) -timeout 20m ./...
 	@[ "$$CI" != true ] || ! grep '"Action":"skip".*"Test":' build/test.json

@@ -128,7 +128,7 @@ setup_buildah() {
 
 # apt: the Debian packages that the path tests and the demo call. Needs root if one is missing.
 setup_apt() {
-	apt_ensure nftables iptables iproute2 qemu-system-x86 busybox-static
+	apt_ensure nftables iptables iproute2 qemu-system-x86 busybox-static passt
 }
 
 # bench: the Debian packages that the benchmark needs besides those of apt: a peer and a load.
@@ -187,13 +187,40 @@ build_guest() {
 # APT::Sandbox::User: the cache of root is closed to apt's own user, which only gives a warning.
 apt_download() { (cd "$1" && apt-get download -q -o APT::Sandbox::User=root "$package" >/dev/null); }
 
+# passt: the one of Debian 13, with its C library, unpacked beside each other and never installed: Debian 12
+# has one of 2023 and none in its backports, and the two behave differently.
+passt_version=trixie
+setup_passt() {
+	place "$cache/passt-$passt_version" build_passt
+}
+
+build_passt() {
+	say "downloading passt of Debian $passt_version"
+	mkdir -p "$1/apt/lists/partial" "$1/apt/cache/archives/partial"
+	echo "deb http://deb.debian.org/debian $passt_version main" >"$1/apt/sources.list"
+	(
+		cd "$1/apt"
+		set -- -q -o Dir::Etc::SourceList="$PWD/sources.list" -o Dir::Etc::SourceParts=- -o Dir::State::Lists="$PWD/lists" \
+			-o Dir::Cache="$PWD/cache" -o Acquire::Languages=none -o APT::Sandbox::User=root
+		apt-get "$@" update >/dev/null
+		apt-get "$@" download "passt/$passt_version" "libc6/$passt_version" >/dev/null
+	)
+	for package in "$1"/apt/*.deb; do
+		dpkg-deb -x "$package" "$1/root"
+	done
+	mkdir "$1/lib"
+	mv "$1"/root/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 "$1"/root/usr/lib/x86_64-linux-gnu/libc.so.6 "$1/lib"
+	mv "$1/root/usr/bin/passt" "$1"
+	rm -r "$1/apt" "$1/root"
+}
+
 if [ $# -eq 0 ]; then
-	echo "usage: tools/setup.sh apt|guest|controlplane|oldest|certmanager|node|helm|kubeconform|buildah|bench ..." >&2
+	echo "usage: tools/setup.sh apt|guest|passt|controlplane|oldest|certmanager|node|helm|kubeconform|buildah|bench ..." >&2
 	exit 2
 fi
 for task in "$@"; do
 	case $task in
-	apt | guest | controlplane | oldest | certmanager | node | helm | kubeconform | buildah | bench) "setup_$task" ;;
+	apt | guest | passt | controlplane | oldest | certmanager | node | helm | kubeconform | buildah | bench) "setup_$task" ;;
 	*)
 		echo "tools/setup.sh: unknown task $task" >&2
 		exit 2

@@ -112,6 +112,17 @@ func Kubeconform() (program, schemas string, err error) {
 	return filepath.Join(dir, "kubeconform"), filepath.Join(dir, "schemas"), err
 }
 
+// Passt gives the command line of Debian 13's passt, which runs by its own C library, without arguments.
+func Passt() ([]string, error) {
+	version, err := version("passt")
+	if err != nil {
+		return nil, err
+	}
+	dir, err := made("passt", "passt-"+version)
+	lib := filepath.Join(dir, "lib")
+	return []string{filepath.Join(lib, "ld-linux-x86-64.so.2"), "--library-path", lib, filepath.Join(dir, "passt")}, err
+}
+
 // version reads the version of a program from setup.sh.
 func version(program string) (string, error) {
 	root, err := Root()

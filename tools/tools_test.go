@@ -34,13 +34,17 @@ func TestSetupAndGoAgree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	passt, err := Passt()
+	if err != nil {
+		t.Fatal(err)
+	}
 	certManager, _, err := CertManager()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for task, want := range map[string]string{
 		"controlplane": controlPlane, "oldest": filepath.Dir(oldest), "certmanager": filepath.Dir(certManager), "node": node,
-		"helm": filepath.Dir(helm), "kubeconform": filepath.Dir(kubeconform),
+		"helm": filepath.Dir(helm), "kubeconform": filepath.Dir(kubeconform), "passt": filepath.Dir(passt[len(passt)-1]),
 	} {
 		if task == "controlplane" && os.Getenv("KUBEBUILDER_ASSETS") != "" {
 			continue // given from outside, so setup.sh has no say

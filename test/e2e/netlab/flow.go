@@ -96,12 +96,19 @@ var AmbientFlows = []Flow{
 	{Name: "dns-udp6", From: Guest, Network: "dns-udp", To: at(DNSIP6, 53)},
 }
 
+// ProcessFlows are attempts of a guest whose network is a process's on the pod's loopback: its gateway's address
+// is the host's own to passt and to slirp.
+var ProcessFlows = []Flow{
+	{Name: "attack-passt-gateway", From: Guest, Network: "tcp", To: at(NodeIP4, sidecar.Admin), Kind: agent.HTTP},
+	{Name: "attack-slirp-gateway", From: Guest, Network: "tcp", To: at(SlirpGateway, sidecar.Admin), Kind: agent.HTTP},
+}
+
 func at(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
 
-// FlowNamed gives the flow of Flows or AmbientFlows with that name. It panics if there is none: the name
+// FlowNamed gives the flow of Flows, AmbientFlows or ProcessFlows with that name. It panics if there is none: the name
 // is a mistake in the program.
 func FlowNamed(name string) Flow {
-	all := slices.Concat(Flows, AmbientFlows)
+	all := slices.Concat(Flows, AmbientFlows, ProcessFlows)
 	i := slices.IndexFunc(all, func(f Flow) bool { return f.Name == name })
 	if i < 0 {
 		panic("no flow " + name)

@@ -69,17 +69,23 @@ func (l *Lab) hops(r *Result, client netip.AddrPort, entries []entry) []string {
 	if client.Addr().IsValid() {
 		hops[0] += " " + client.Addr().String()
 	}
-	switch r.Flow.From {
-	case Guest:
+	switch {
+	case r.Flow.From == Guest && l.speaker != "":
+		hops = append(hops, l.speaker)
+		client = netip.AddrPort{} // the process dials from a port of its own
+	case r.Flow.From == Guest:
 		hops = append(hops, l.BridgeName())
-	case Peer, Node:
+	case r.Flow.From != Pod:
 		hops = append(hops, l.PodLink)
 	}
 	to := r.Flow.To
 	if r.Flow.Tunnel {
 		to = r.Flow.tunnel()
 	}
-	is := func(e entry) bool { return e.dst == to && (e.src == client || !client.IsValid()) }
+	dialled := func(e entry) bool {
+		return slices.ContainsFunc(r.Sidecar, func(s sidecar.Event) bool { return s.Local == e.src })
+	}
+	is := func(e entry) bool { return e.dst == to && (e.src == client || !client.IsValid() && !dialled(e)) }
 	for range maxHops {
 		i := indexLast(entries, is)
 		if i < 0 {
@@ -118,8 +124,7 @@ func (l *Lab) hops(r *Result, client netip.AddrPort, entries []entry) []string {
 		// Another process tells nothing: it goes on to the same destination, or to the guest in its place.
 		// What the sidecar dialled is not its.
 		is = func(next entry) bool {
-			return !slices.ContainsFunc(r.Sidecar, func(s sidecar.Event) bool { return s.Local == next.src }) &&
-				next.proto == e.proto && next.dst.Port() == e.dst.Port() &&
+			return !dialled(next) && next.proto == e.proto && next.dst.Port() == e.dst.Port() &&
 				(next.dst == e.dst || l.isGuest(next.dst.Addr()))
 		}
 	}

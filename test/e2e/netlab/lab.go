@@ -123,6 +123,7 @@ type Lab struct {
 	ports                  map[uint16]string // names of processes in the pod
 	containers             []*container.Process
 	attached               bool
+	speaker                string         // the process that speaks for the guest, in place of an interface
 	known                  map[entry]bool // tracked connections of earlier flows
 	checking               sync.Mutex
 	closers                []func()

@@ -243,22 +243,27 @@ func (l *Lab) addBridge() error {
 
 // StartGuest connects the guest to the bridge and starts its servers.
 func (l *Lab) StartGuest(ctx context.Context) error {
-	cfg := agent.Configure{Link: vm.Link, Addrs: l.guests()}
+	var gateways []netip.Addr
 	for _, p := range l.gateways() {
-		cfg.Gateways = append(cfg.Gateways, p.Addr())
+		gateways = append(gateways, p.Addr())
 	}
 	if err := l.connectGuest(); err != nil {
 		return fmt.Errorf("connect the guest: %w", err)
 	}
-	if err := l.Guest.Configure(ctx, cfg); err != nil {
+	return l.serveInGuest(ctx, l.guests(), gateways)
+}
+
+// serveInGuest gives the guest its addresses and starts its servers.
+func (l *Lab) serveInGuest(ctx context.Context, addrs []netip.Prefix, gateways []netip.Addr) error {
+	if err := l.Guest.Configure(ctx, agent.Configure{Link: vm.Link, Addrs: addrs, Gateways: gateways}); err != nil {
 		return fmt.Errorf("configure the guest: %w", err)
 	}
 	var servers []agent.Listen
 	for port, kind := range map[uint16]string{HTTPPort: agent.Echo, AppPort: agent.Echo, ExcludedPort: agent.Echo, SSHPort: agent.Banner} {
 		servers = append(servers, agent.Listen{Network: "tcp", Addr: netip.AddrPortFrom(netip.IPv6Unspecified(), port), Kind: kind})
 	}
-	for _, p := range l.guests() {
-		servers = append(servers, agent.Listen{Network: "udp", Addr: netip.AddrPortFrom(p.Addr(), UDPPort), Kind: agent.Echo})
+	for _, a := range addrs {
+		servers = append(servers, agent.Listen{Network: "udp", Addr: netip.AddrPortFrom(a.Addr(), UDPPort), Kind: agent.Echo})
 	}
 	return l.Guest.Listen(ctx, servers...)
 }

@@ -178,9 +178,13 @@ func (c *Client) Ready(ctx context.Context, timeout time.Duration) error {
 	return err
 }
 
+// setupTimeout bounds what waits for nothing but its host: an emulated machine may take a while, for some
+// hundred frames or when it has only just booted.
+const setupTimeout = 20 * time.Second
+
 // Listen opens servers. One that is open already stays as it is.
 func (c *Client) Listen(ctx context.Context, l ...Listen) error {
-	_, err := call[bool](ctx, c, 0, "Listen", l)
+	_, err := call[bool](ctx, c, setupTimeout, "Listen", l)
 	return err
 }
 
@@ -204,12 +208,9 @@ func (c *Client) Raw(ctx context.Context, r Raw) (RawAnswer, error) {
 	return call[RawAnswer](ctx, c, r.Timeout, "Raw", r)
 }
 
-// sendTimeout bounds Send: an emulated machine takes a while for some hundred frames.
-const sendTimeout = 20 * time.Second
-
 // Send sends frames. It waits for no answers.
 func (c *Client) Send(ctx context.Context, s Send) error {
-	_, err := call[bool](ctx, c, sendTimeout, "Send", s)
+	_, err := call[bool](ctx, c, setupTimeout, "Send", s)
 	return err
 }
 
@@ -220,7 +221,7 @@ func (c *Client) Seen(ctx context.Context, token string) ([]Seen, error) {
 
 // Configure sets up a link.
 func (c *Client) Configure(ctx context.Context, cfg Configure) error {
-	_, err := call[bool](ctx, c, 0, "Configure", cfg)
+	_, err := call[bool](ctx, c, setupTimeout, "Configure", cfg)
 	return err
 }
 

@@ -33,6 +33,13 @@ func Init() error {
 	if err := os.Setenv("PATH", "/bin"); err != nil {
 		return err
 	}
+	// A guest with one interface does not need duplicate address detection, which takes a second; and the lab
+	// says which addresses it has, not routers such as passt. Links that the modules make inherit it.
+	for _, key := range []string{"accept_dad", "accept_ra"} {
+		if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/"+key, []byte("0"), 0); err != nil {
+			return err
+		}
+	}
 	modules, err := filepath.Glob(moduleDir + "/*.ko")
 	if err != nil {
 		return err
@@ -41,10 +48,6 @@ func Init() error {
 		if err := load(path); err != nil {
 			return fmt.Errorf("load %s: %w", path, err)
 		}
-	}
-	// A guest with one interface does not need duplicate address detection, which takes a second.
-	if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0); err != nil {
-		return err
 	}
 	f, err := open(port)
 	if err != nil {

@@ -1,6 +1,6 @@
 // Package vm runs a real virtual machine for the lab: qemu, without hardware virtualisation, Debian's
-// kernel, and the agent as its only process. It boots once and can then be the guest of one pod
-// after the other: its tap device moves between network namespaces.
+// kernel, and the agent as its only process. With a tap device it boots once and can then be the guest of
+// one pod after the other: the device moves between network namespaces. Without one it lives in a pod.
 package vm
 
 import (
@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -35,41 +37,69 @@ const bootTimeout = 90 * time.Second
 // VM is a running virtual machine.
 type VM struct {
 	*agent.Client
-	home *netns.Namespace // where the tap device is while no pod has it
+	home *netns.Namespace // of a machine with a tap device: where that is while no pod has it
 	cmd  *exec.Cmd
 	tap  *os.File
+	tail tail
 }
 
-// Start boots a machine. Program is the static labnode binary, which becomes its init.
+// Start boots a machine with a tap device. Program is the static labnode binary, which becomes its init.
 func Start(ctx context.Context, program *os.File) (*VM, error) {
-	dir, err := KernelDir()
-	if err != nil {
-		return nil, err
-	}
-	initrd, err := initramfs(dir, program)
-	if err != nil {
-		return nil, fmt.Errorf("make the initramfs: %w", err)
-	}
-	defer initrd.Close()
 	home, err := netns.New("vm")
 	if err != nil {
 		return nil, err
 	}
 	v := &VM{home: home}
-	if err := v.boot(ctx, filepath.Join(dir, "vmlinuz"), initrd); err != nil {
+	err = home.Do(func() (err error) {
+		v.tap, err = openTap(TapName)
+		return err
+	})
+	if err != nil {
+		err = fmt.Errorf("make a tap device: %w", err)
+	} else {
+		err = v.boot(ctx, program, home, 0, fmt.Sprintf("tap,fd=%d", tapFD))
+	}
+	if err != nil {
 		v.Close()
 		return nil, err
 	}
 	return v, nil
 }
 
-func (v *VM) boot(ctx context.Context, kernel string, initrd *os.File) error {
-	if err := v.home.Do(func() (err error) {
-		v.tap, err = openTap(TapName)
-		return err
-	}); err != nil {
-		return fmt.Errorf("make a tap device: %w", err)
+// StartIn boots a machine that has its network from a process. Qemu runs in a pod's namespace as a user, and
+// network is the value of its option -netdev, without an id. The machine ends with the namespace.
+func StartIn(ctx context.Context, program *os.File, pod *netns.Namespace, uid uint32, network string) (*VM, error) {
+	v := &VM{}
+	if err := v.boot(ctx, program, pod, uid, network); err != nil {
+		v.Close()
+		return nil, err
 	}
+	return v, nil
+}
+
+// File descriptors that qemu gets. The kernel is one because qemu's user need not reach its directory.
+const (
+	initrdFD = iota + 3
+	kernelFD
+	agentFD
+	tapFD
+)
+
+func (v *VM) boot(ctx context.Context, program *os.File, ns *netns.Namespace, uid uint32, network string) error {
+	dir, err := KernelDir()
+	if err != nil {
+		return err
+	}
+	initrd, err := initramfs(dir, program)
+	if err != nil {
+		return fmt.Errorf("make the initramfs: %w", err)
+	}
+	defer initrd.Close()
+	kernel, err := os.Open(filepath.Join(dir, "vmlinuz"))
+	if err != nil {
+		return err
+	}
+	defer kernel.Close()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("socketpair: %w", err)
@@ -82,17 +112,20 @@ func (v *VM) boot(ctx context.Context, kernel string, initrd *os.File) error {
 		return err
 	}
 	v.Client = agent.NewClient(conn)
-	console := &tail{}
 	v.cmd = exec.Command("qemu-system-x86_64",
 		"-accel", "tcg", "-machine", "pc", "-cpu", "max", "-m", "256", "-nodefaults", "-no-user-config",
-		"-display", "none", "-no-reboot", "-kernel", kernel, "-initrd", "/proc/self/fd/3",
+		"-display", "none", "-no-reboot", "-kernel", fdPath(kernelFD), "-initrd", fdPath(initrdFD),
 		"-append", "console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off random.trust_cpu=on",
 		"-serial", "stdio",
-		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,fd=5", "-device", "virtserialport,chardev=agent",
-		"-netdev", "tap,id=net,fd=4", "-device", "virtio-net-pci,netdev=net,romfile=,mac="+MAC)
-	v.cmd.ExtraFiles = []*os.File{initrd, v.tap, theirs}
-	v.cmd.Stdout, v.cmd.Stderr = console, console
-	if err := v.home.Start(v.cmd); err != nil {
+		"-device", "virtio-serial-pci", "-chardev", fmt.Sprintf("socket,id=agent,fd=%d", agentFD), "-device", "virtserialport,chardev=agent",
+		"-netdev", network+",id=net", "-device", "virtio-net-pci,netdev=net,romfile=,mac="+MAC)
+	v.cmd.ExtraFiles = []*os.File{initrd, kernel, theirs}
+	if v.tap != nil {
+		v.cmd.ExtraFiles = append(v.cmd.ExtraFiles, v.tap)
+	}
+	v.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	v.cmd.Stdout, v.cmd.Stderr = &v.tail, &v.tail
+	if err := ns.Start(v.cmd); err != nil {
 		v.cmd = nil
 		return fmt.Errorf("start qemu: %w", err)
 	}
@@ -107,10 +140,12 @@ func (v *VM) boot(ctx context.Context, kernel string, initrd *os.File) error {
 			err = fmt.Errorf("qemu ended: %v", end)
 		default:
 		}
-		return fmt.Errorf("wait for the virtual machine: %w\n%s", err, console)
+		return fmt.Errorf("wait for the virtual machine: %w\n%s", err, v.Console())
 	}
 	return nil
 }
+
+func fdPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
 // Attach moves the machine's tap device to a pod's namespace, where it becomes a port of bridge.
 func (v *VM) Attach(pod *netns.Namespace, bridge string) error {
@@ -167,6 +202,9 @@ func (v *VM) Close() error {
 	if v.tap != nil {
 		v.tap.Close()
 	}
+	if v.home == nil {
+		return nil
+	}
 	return v.home.Close()
 }
 
@@ -216,13 +254,23 @@ func KernelDir() (string, error) {
 	return newest, nil
 }
 
-// tail keeps the last lines of the console, to explain a failed boot.
-type tail struct{ b []byte }
+// Console is the last that the machine, or qemu, has said. It explains an end.
+func (v *VM) Console() string {
+	v.tail.Lock()
+	defer v.tail.Unlock()
+	return strings.TrimSpace(string(v.tail.b))
+}
+
+// tail keeps the last lines of the console.
+type tail struct {
+	sync.Mutex
+	b []byte
+}
 
 func (t *tail) Write(p []byte) (int, error) {
+	t.Lock()
+	defer t.Unlock()
 	t.b = append(t.b, p...)
 	t.b = t.b[max(0, len(t.b)-8192):]
 	return len(p), nil
 }
-
-func (t *tail) String() string { return strings.TrimSpace(string(t.b)) }
