@@ -117,10 +117,10 @@ func chooseMode(_ *corev1.Pod, s *state) Reason {
 		d.mode, d.reason = wish, Requested
 	case relayed(s.cfg.DefaultMode) && noNativeSidecars(s):
 		s.warn("the configured default mode %s needs native sidecars, and so Kubernetes 1.29 or later in the cluster; mode %s in its place", s.cfg.DefaultMode, d.mode)
-	case d.mode == plan.Ambient || s.cfg.DefaultMode == plan.Ambient, s.cfg.DefaultMode == plan.Native && byTPROXY(s):
-		// What is configured is for sidecars, or not for them, or not for such a one.
 	case s.cfg.DefaultMode == plan.Off:
 		return OptedOut
+	case d.mode == plan.Ambient || s.cfg.DefaultMode == plan.Ambient, s.cfg.DefaultMode == plan.Native && byTPROXY(s):
+		// What is configured is for sidecars, or not for them, or not for such a one.
 	case s.cfg.DefaultMode != "" && s.cfg.DefaultMode != plan.Auto:
 		d.mode, d.reason = s.cfg.DefaultMode, ConfiguredDefault
 	}

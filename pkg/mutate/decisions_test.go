@@ -93,6 +93,7 @@ func TestWishes(t *testing.T) {
 		{"ambient beside a sidecar", with(BindingMasquerade, istio, plan.Ambient, ""), plan.Off, Invalid, ""},
 		{"ambient in ambient", with(BindingMasquerade, "istio-ambient", plan.Ambient, ""), plan.Ambient, Requested, ""},
 		{"default nat-proxy in ambient", with(BindingMasquerade, "istio-ambient", plan.Auto, plan.NATProxy), plan.Ambient, MasqueradeAmbient, ""},
+		{"default off in ambient", with(BindingMasquerade, "istio-ambient", plan.Auto, plan.Off), plan.Off, OptedOut, ""},
 		{"default ambient beside a sidecar", with(BindingMasquerade, istio, plan.Auto, plan.Ambient), plan.Rules, MasqueradeSidecar, ""},
 		{"rules for bridge in ambient", with(BindingBridge, "istio-ambient", plan.Rules, ""), plan.Off, AmbientUnsupported, ""},
 		{"rules without mesh", with(BindingMasquerade, noMesh, plan.Rules, ""), plan.Off, NoMesh, ""},
