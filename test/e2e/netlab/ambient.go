@@ -37,5 +37,5 @@ func (l *Lab) AmbientRules(ctx context.Context, backend Backend, r istio.Rules) 
 // StartZtunnel starts the stand-in of the node's proxy, with its sockets in the pod, and returns when
 // it listens.
 func (l *Lab) StartZtunnel(ctx context.Context, cfg sidecar.Config) error {
-	return l.startMesh(ctx, "ztunnel", syscall.Credential{}, cfg, sidecar.Outbound, sidecar.Inbound, sidecar.HBONE, sidecar.DNSPort)
+	return l.startMesh(ctx, l.pod, "ztunnel", syscall.Credential{}, cfg, sidecar.Outbound, sidecar.Inbound, sidecar.HBONE, sidecar.DNSPort)
 }

@@ -107,6 +107,8 @@ type Options struct {
 	// VMNetwork4 and VMNetwork6 are the VMI's vmNetworkCIDR and vmIPv6NetworkCIDR. Invalid means KubeVirt's
 	// defaults, and so the constants of gateway and guest.
 	VMNetwork4, VMNetwork6 netip.Prefix
+	// Program is labnode. Nil means that it is built.
+	Program *os.File
 	// Timeout bounds one attempt of a flow. Zero means 2 seconds.
 	Timeout time.Duration
 }
@@ -158,8 +160,10 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 }
 
 func (l *Lab) build(ctx context.Context) (err error) {
-	if l.program, err = Build(ctx, "test/e2e/netlab/labnode"); err != nil {
-		return err
+	if l.program = l.Program; l.program == nil {
+		if l.program, err = Build(ctx, "test/e2e/netlab/labnode"); err != nil {
+			return err
+		}
 	}
 	for _, h := range []struct {
 		ns   **netns.Namespace

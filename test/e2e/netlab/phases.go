@@ -19,6 +19,7 @@ import (
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/istio"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/kubelet"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/kubevirt"
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/netns"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/sidecar"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/vm"
 )
@@ -166,16 +167,16 @@ func (l *Lab) StartSidecar(ctx context.Context, cfg sidecar.Config) error {
 	if cfg.Transparent {
 		user.Uid = 0
 	}
-	return l.startMesh(ctx, "sidecar", user, cfg,
+	return l.startMesh(ctx, l.pod, "sidecar", user, cfg,
 		sidecar.Admin, cfg.OutboundPort, cfg.InboundPort, sidecar.HBONE, sidecar.Agent, sidecar.Health, sidecar.DNSPort, sidecar.Prometheus)
 }
 
 // startMesh starts a stand-in of a mesh's proxy, and names its ports.
-func (l *Lab) startMesh(ctx context.Context, name string, user syscall.Credential, cfg sidecar.Config, ports ...uint16) error {
+func (l *Lab) startMesh(ctx context.Context, ns *netns.Namespace, name string, user syscall.Credential, cfg sidecar.Config, ports ...uint16) error {
 	if l.log != nil {
 		return errors.New("the mesh's proxy runs already")
 	}
-	conn, err := l.start(l.pod, user, name, fmt.Sprintf("-ipv6=%t", cfg.IPv6), fmt.Sprintf("-dns=%t", cfg.DNS),
+	conn, err := l.start(ns, user, name, fmt.Sprintf("-ipv6=%t", cfg.IPv6), fmt.Sprintf("-dns=%t", cfg.DNS),
 		fmt.Sprintf("-transparent=%t", cfg.Transparent), fmt.Sprintf("-quiet=%t", cfg.Quiet),
 		fmt.Sprintf("-outbound=%d", cfg.OutboundPort), fmt.Sprintf("-inbound=%d", cfg.InboundPort))
 	if err != nil {

@@ -41,7 +41,7 @@ func run(args []string) error {
 		var cfg sidecar.Config
 		flags.BoolVar(&cfg.IPv6, "ipv6", false, "listen on IPv6 too")
 		flags.BoolVar(&cfg.DNS, "dns", false, "serve DNS")
-		flags.BoolVar(&cfg.Transparent, "transparent", false, "take inbound connections by TPROXY (sidecar only)")
+		flags.BoolVar(&cfg.Transparent, "transparent", false, "take connections by TPROXY")
 		flags.BoolVar(&cfg.Quiet, "quiet", false, "tell of no connection")
 		outbound := flags.Uint("outbound", 0, "port for redirected connections that leave the pod")
 		inbound := flags.Uint("inbound", 0, "port for redirected connections that enter it")

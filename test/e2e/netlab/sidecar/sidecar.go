@@ -79,8 +79,8 @@ type Config struct {
 	IPv6 bool
 	// DNS makes it serve DNS on port 15053, as Istio's agent does with DNS capture.
 	DNS bool
-	// Transparent is how Envoy does it where inbound connections are intercepted by TPROXY. It then needs
-	// CAP_NET_ADMIN.
+	// Transparent is how Envoy does it where inbound connections are intercepted by TPROXY, and ztunnel in a pod
+	// of its own, where all are. It then needs CAP_NET_ADMIN.
 	Transparent bool
 	// Quiet makes it tell of no connection: telling costs more than passing one on, and would be what
 	// a benchmark measures.
@@ -125,7 +125,7 @@ func Run(cfg Config, in io.Reader, out io.Writer) error {
 	}
 	inbound, options := s.inbound, net.ListenConfig{}
 	if cfg.Transparent {
-		inbound, options.Control = s.transparent, control(transparent)
+		inbound, options.Control = s.transparent(In), control(transparent)
 	}
 	for _, l := range []struct {
 		port   uint16
@@ -223,12 +223,14 @@ func marked(c *net.TCPConn) *net.TCPAddr {
 
 // transparent passes a connection on to where its socket says that it was called, from the client's own
 // address (Envoy's filter original_src, with the mark that Istio gives it).
-func (s *server) transparent(port uint16, c *net.TCPConn) {
-	var err error
-	if local(c).Port() == port {
-		err = errors.New("was not intercepted but dialled directly")
+func (s *server) transparent(d Direction) func(uint16, *net.TCPConn) {
+	return func(port uint16, c *net.TCPConn) {
+		var err error
+		if local(c).Port() == port {
+			err = errors.New("was not intercepted but dialled directly")
+		}
+		s.relay(s.take(d, port, remote(c), local(c)), c, as(c), err, "")
 	}
-	s.relay(s.take(In, port, remote(c), local(c)), c, as(c), err, "")
 }
 
 // pass passes c on to its original destination.

@@ -22,7 +22,7 @@ import (
 const proxyMark = 0x539
 
 // RunZtunnel stands in for the proxy of an ambient mesh. It runs on the node and opens its sockets in
-// the pod's network namespace; it dials the application from the client's own address. Of HBONE there
+// the pod's network namespace, or, if transparent, in its own pod, as it did at first; it dials the application from the client's own address. Of HBONE there
 // is the shape only: HTTP/1.1 CONNECT to an address of the pod, without TLS. Input and output are
 // as of Run. It needs CAP_NET_ADMIN.
 func RunZtunnel(cfg Config, in io.Reader, out io.Writer) error {
@@ -31,11 +31,14 @@ func RunZtunnel(cfg Config, in io.Reader, out io.Writer) error {
 	if cfg.IPv6 {
 		any, loopback = append(any, "::"), append(loopback, "::1")
 	}
-	marked := net.ListenConfig{Control: control(mark)}
+	marked, leaves, enters := net.ListenConfig{Control: control(mark)}, s.leaves, s.enters
+	if cfg.Transparent {
+		marked.Control, leaves, enters = control(mark, transparent), s.transparent(Out), s.transparent(In)
+	}
 	for _, l := range []struct {
 		port   uint16
 		handle func(uint16, *net.TCPConn)
-	}{{Outbound, s.leaves}, {Inbound, s.enters}, {HBONE, s.tunnel}} {
+	}{{Outbound, leaves}, {Inbound, enters}, {HBONE, s.tunnel}} {
 		for _, addr := range any {
 			ln, err := listen(marked, addr, l.port)
 			if err != nil {

@@ -5,25 +5,27 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/cavaliergopher/cpio"
 	"golang.org/x/sys/unix"
 )
 
-// modules are what Debian's cloud kernel has as modules and the machine needs, in order of loading.
-var modules = []string{
-	"drivers/virtio/virtio_ring.ko",
-	"drivers/virtio/virtio.ko",
-	"drivers/virtio/virtio_pci_modern_dev.ko",
-	"drivers/virtio/virtio_pci_legacy_dev.ko",
-	"drivers/virtio/virtio_pci.ko",
-	"drivers/char/virtio_console.ko",
-	"net/core/failover.ko",
-	"drivers/net/net_failover.ko",
-	"drivers/net/virtio_net.ko",
+// modules are what Debian's cloud kernel has as modules and every machine needs, without what they depend on.
+var modules = []string{"virtio_pci", "virtio_console", "virtio_net"}
+
+// Extra is what a machine has besides.
+type Extra struct {
+	// Modules of the kernel, by name.
+	Modules []string
+	// Programs of this machine by path, with the libraries that they are linked to.
+	Programs []string
+	// Files by path in the machine. They may be run.
+	Files map[string]*os.File
 }
 
 // busybox gives the demo's audience something to run in the machine.
@@ -35,43 +37,47 @@ var applets = []string{"cat", "ip", "ls", "nc", "nslookup", "ping", "ps", "sh", 
 const program755 = cpio.TypeReg | 0o755
 
 // initramfs makes the machine's file system as a file in memory.
-func initramfs(kernel string, program *os.File) (*os.File, error) {
+func initramfs(kernel string, program *os.File, x Extra) (*os.File, error) {
 	fd, err := unix.MemfdCreate("initramfs", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), "initramfs")
-	if err := fill(cpio.NewWriter(f), kernel, program); err != nil {
+	if err := fill(cpio.NewWriter(f), kernel, program, x); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
 }
 
-func fill(w *cpio.Writer, kernel string, program *os.File) error {
-	for _, dir := range []string{"bin", "modules", "tmp"} {
+func fill(w *cpio.Writer, kernel string, program *os.File, x Extra) error {
+	for _, dir := range []string{"bin", "modules", "run", "tmp"} {
 		if err := w.WriteHeader(&cpio.Header{Name: dir, Mode: cpio.TypeDir | 0o755}); err != nil {
 			return err
 		}
 	}
-	info, err := program.Stat()
-	if err != nil {
-		return err
-	}
-	if err := add(w, "init", program755, io.NewSectionReader(program, 0, info.Size()), info.Size()); err != nil {
-		return err
-	}
-	for i, m := range modules {
-		found, err := filepath.Glob(filepath.Join(kernel, "modules", "*", "kernel", m))
+	files := map[string]*os.File{"init": program}
+	maps.Copy(files, x.Files)
+	for name, f := range files {
+		info, err := f.Stat()
 		if err != nil {
 			return err
 		}
-		if len(found) != 1 {
-			return fmt.Errorf("found %d modules %s below %s, want 1", len(found), m, kernel)
-		}
-		if err := addFile(w, fmt.Sprintf("modules/%02d-%s", i, filepath.Base(m)), found[0]); err != nil {
+		if err := add(w, name, program755, io.NewSectionReader(f, 0, info.Size()), info.Size()); err != nil {
 			return err
 		}
+	}
+	paths, err := inOrder(filepath.Join(kernel, "modules"), slices.Concat(modules, x.Modules))
+	if err != nil {
+		return err
+	}
+	for i, path := range paths {
+		if err := addFile(w, fmt.Sprintf("modules/%03d-%s", i, filepath.Base(path)), path); err != nil {
+			return err
+		}
+	}
+	if err := addPrograms(w, x.Programs); err != nil {
+		return err
 	}
 	if err := addFile(w, "bin/busybox", busybox); err == nil {
 		for _, a := range applets {

@@ -57,7 +57,7 @@ func Start(ctx context.Context, program *os.File) (*VM, error) {
 	if err != nil {
 		err = fmt.Errorf("make a tap device: %w", err)
 	} else {
-		err = v.boot(ctx, program, home, 0, fmt.Sprintf("tap,fd=%d", tapFD))
+		err = v.boot(ctx, program, Extra{}, home, 0, fmt.Sprintf("tap,fd=%d", tapFD))
 	}
 	if err != nil {
 		v.Close()
@@ -70,7 +70,21 @@ func Start(ctx context.Context, program *os.File) (*VM, error) {
 // network is the value of its option -netdev, without an id. The machine ends with the namespace.
 func StartIn(ctx context.Context, program *os.File, pod *netns.Namespace, uid uint32, network string) (*VM, error) {
 	v := &VM{}
-	if err := v.boot(ctx, program, pod, uid, network); err != nil {
+	if err := v.boot(ctx, program, Extra{}, pod, uid, network); err != nil {
+		v.Close()
+		return nil, err
+	}
+	return v, nil
+}
+
+// StartAlone boots a machine without a network, whose kernel can do more than this one's.
+func StartAlone(ctx context.Context, program *os.File, x Extra) (*VM, error) {
+	home, err := netns.New("vm")
+	if err != nil {
+		return nil, err
+	}
+	v := &VM{home: home}
+	if err := v.boot(ctx, program, x, home, 0, ""); err != nil {
 		v.Close()
 		return nil, err
 	}
@@ -85,12 +99,12 @@ const (
 	tapFD
 )
 
-func (v *VM) boot(ctx context.Context, program *os.File, ns *netns.Namespace, uid uint32, network string) error {
+func (v *VM) boot(ctx context.Context, program *os.File, x Extra, ns *netns.Namespace, uid uint32, network string) error {
 	dir, err := KernelDir()
 	if err != nil {
 		return err
 	}
-	initrd, err := initramfs(dir, program)
+	initrd, err := initramfs(dir, program, x)
 	if err != nil {
 		return fmt.Errorf("make the initramfs: %w", err)
 	}
@@ -113,12 +127,14 @@ func (v *VM) boot(ctx context.Context, program *os.File, ns *netns.Namespace, ui
 	}
 	v.Client = agent.NewClient(conn)
 	v.cmd = exec.Command("qemu-system-x86_64",
-		"-accel", "tcg", "-machine", "pc", "-cpu", "max", "-m", "256", "-nodefaults", "-no-user-config",
+		"-accel", "tcg", "-machine", "pc", "-cpu", "max", "-m", "512", "-nodefaults", "-no-user-config",
 		"-display", "none", "-no-reboot", "-kernel", fdPath(kernelFD), "-initrd", fdPath(initrdFD),
 		"-append", "console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off random.trust_cpu=on",
 		"-serial", "stdio",
-		"-device", "virtio-serial-pci", "-chardev", fmt.Sprintf("socket,id=agent,fd=%d", agentFD), "-device", "virtserialport,chardev=agent",
-		"-netdev", network+",id=net", "-device", "virtio-net-pci,netdev=net,romfile=,mac="+MAC)
+		"-device", "virtio-serial-pci", "-chardev", fmt.Sprintf("socket,id=agent,fd=%d", agentFD), "-device", "virtserialport,chardev=agent")
+	if network != "" {
+		v.cmd.Args = append(v.cmd.Args, "-netdev", network+",id=net", "-device", "virtio-net-pci,netdev=net,romfile=,mac="+MAC)
+	}
 	v.cmd.ExtraFiles = []*os.File{initrd, kernel, theirs}
 	if v.tap != nil {
 		v.cmd.ExtraFiles = append(v.cmd.ExtraFiles, v.tap)
