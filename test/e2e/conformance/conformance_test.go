@@ -57,6 +57,7 @@ func crossSection(t *testing.T, all []setup) []setup {
 		`istio-ambient .*dual-reroute\S*, exclusions\) .* KubeVirt \S+-noistio-ports-22-80-dual`,
 		`istio-ambient .*nodns, later, exclusions\)`,
 		`passt, istio`,
+		`masquerade, istio \S+ \(tproxy-k, exclusions\) by nft, KubeVirt \S+-istio-ports-22-80-dual`,
 	} {
 		j := slices.IndexFunc(all, func(s setup) bool { return !s.large && regexp.MustCompile(pattern).MatchString(s.String()) })
 		if j < 0 {

@@ -74,8 +74,8 @@ func (c corpus) unusable(k istio.Case) string {
 		return fmt.Sprintf("the program was run %d times, which changes no rule of a pod that starts once", k.Runs)
 	case s.SkipApply:
 		return "the program was told to write no rules"
-	case !s.Redirect:
-		return "interception is not by REDIRECT: the stand-in for Envoy has no other listener"
+	case !s.Redirect && !s.TProxy:
+		return "interception is neither by REDIRECT nor by TPROXY: Envoy gets nothing in"
 	case len(k.Addresses) > 0 && !slices.ContainsFunc(k.Addresses, func(a string) bool { return strings.Contains(a, ".") }):
 		return "the pod has no IPv4 address, the lab's pod has"
 	case r.Empty():

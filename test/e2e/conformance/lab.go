@@ -98,7 +98,9 @@ func (r *runner) istioInit(ctx context.Context, net *netlab.Lab, l lab, c corev1
 	if l.backend == nativeNFT {
 		backend = ""
 	}
-	return sidecar.Config{IPv6: told.DualStack, DNS: told.DNS, UID: told.UID, OutboundPort: told.OutboundPort, InboundPort: told.InboundPort},
+	return sidecar.Config{
+			IPv6: told.DualStack, DNS: told.DNS, Transparent: told.TProxy, UID: told.UID, OutboundPort: told.OutboundPort, InboundPort: told.InboundPort,
+		},
 		net.IstioRules(ctx, backend, istioRules(l.istio, rules))
 }
 

@@ -46,6 +46,9 @@ var bindings = []binding{
 	{name: "bridge", absence: "pods are left alone, and the lab cannot connect a guest so"},
 }
 
+// noNative is why some cells of mode native are not there.
+const noNative = "mode native of pods whose mesh intercepts by TPROXY: admission denies it"
+
 // own are exclusions that the VM's user sets by MeshVirt's annotations.
 type own struct {
 	cidrs   []netip.Prefix
@@ -81,6 +84,9 @@ type setup struct {
 func (s setup) modes() []plan.Mode {
 	i := slices.IndexFunc(bindings, func(b binding) bool { return b.name == s.binding })
 	modes := bindings[i].modes[s.mesh]
+	if s.told.TProxy {
+		modes = slices.DeleteFunc(slices.Clone(modes), func(m plan.Mode) bool { return m == plan.Native }) // denied
+	}
 	if s.whole {
 		return append(slices.Clone(modes), plan.Off)
 	}
@@ -130,6 +136,9 @@ func matrix(c corpus, out io.Writer) ([]setup, error) {
 			_, s.told, s.err = c.istio.Recorded(s.istio)
 		}
 	}
+	if slices.ContainsFunc(all, func(s setup) bool { return s.told.TProxy }) {
+		fmt.Fprintln(out, "left out: "+noNative)
+	}
 	markWhole(all)
 	return all, nil
 }
@@ -153,22 +162,28 @@ func sidecarMatrix(c corpus, common, rare []kind, out io.Writer) ([]setup, error
 		if err != nil {
 			return nil, err
 		}
-		for _, native := range []bool{false, true} {
-			backends := backendsOf(native)
-			of := slices.DeleteFunc(slices.Clone(cases), func(k istio.Case) bool { return c.native(k) != native })
+		for _, w := range []way{{}, {native: true}, {tproxy: true}, {native: true, tproxy: true}} {
+			native, backends := w.native, backendsOf(w.native)
+			of := slices.DeleteFunc(slices.Clone(cases), func(k istio.Case) bool { return c.wayOf(k) != w })
 			if len(of) == 0 {
-				fmt.Fprintf(out, "left out: istio %s by %s: nothing was recorded\n", version, strings.Join(backends, " and "))
+				fmt.Fprintf(out, "left out: istio %s by %s%s: nothing was recorded\n", version, strings.Join(backends, " and "), w)
 				continue
 			}
 			rich := slices.MaxFunc(of, func(a, b istio.Case) int { return c.richness(a) - c.richness(b) })
-			if !native {
+			if w.tproxy {
+				if was := seen.add(c.essence(rich), version); was != version {
+					fmt.Fprintf(out, "left out: istio %s, case %s: arguments and rules are those of %s\n", version, rich.Name, was)
+					of = slices.DeleteFunc(of, func(k istio.Case) bool { return k.Name == rich.Name })
+					backends = nil
+				}
+			} else if !native {
 				last = nil
 			}
 			for _, b := range backends {
 				for _, k := range common {
 					all = append(all, masquerade(version, b, rich, k.at(turn), exclusions))
 				}
-				if !native || last == nil {
+				if !w.tproxy && (!native || last == nil) {
 					last = append(last, all[len(all)-1])
 				}
 				turn++
@@ -181,6 +196,7 @@ func sidecarMatrix(c corpus, common, rare []kind, out io.Writer) ([]setup, error
 					fmt.Fprintf(out, "left out: istio %s, case %s: arguments and rules are those of %s\n", version, k.Name, was)
 					continue
 				}
+				backends := backendsOf(native)
 				all = append(all, masquerade(version, backends[turn%len(backends)], k, common[turn%len(common)].at(turn), own{}))
 				turn++
 			}
@@ -322,10 +338,19 @@ func (c corpus) essence(k istio.Case) string {
 // comments of iptables-save have the time of day.
 var comments = regexp.MustCompile(`(?m)^#.*\n`)
 
-// native reports whether a case was recorded with Istio's own nftables.
-func (c corpus) native(k istio.Case) bool {
-	_, s, _ := c.istio.Recorded(k)
-	return s.Native
+// A way is how Istio intercepts: by its own nftables or by iptables, inbound by TPROXY or REDIRECT.
+type way struct{ native, tproxy bool }
+
+func (c corpus) wayOf(k istio.Case) way {
+	_, s, _ := c.istio.Recorded(k) // what cannot be read is found among those by iptables, to say so in its cells
+	return way{s.Native, s.TProxy}
+}
+
+func (w way) String() string {
+	if w.tproxy {
+		return ", TPROXY"
+	}
+	return ""
 }
 
 // richness is how much of what can go wrong a case has: families, then DNS.
@@ -348,7 +373,7 @@ func markWhole(all []setup) {
 		if s.binding != "masquerade" || s.large {
 			continue
 		}
-		key := fmt.Sprint(s.mesh, s.vmi.Istio, s.dual)
+		key := fmt.Sprint(s.mesh, s.vmi.Istio, s.dual, s.told.TProxy)
 		if !seen[key] {
 			seen[key], all[i].whole = true, true
 		}

@@ -104,6 +104,7 @@ var wants = []row{
 	{"ingress-* probe tunnel*", every, not(listed), refused, "the VM does not list the port"},
 	{"ingress-* probe", every, not(served), direct, "the mesh does not serve IPv6"},
 	{"ingress-* probe", every, not(includedIn), direct, "the port is not included"},
+	{"ingress-* probe", owned, transparent, known, "the mesh intercepts by TPROXY, and its proxy dials from the client's address"},
 	{"ingress-* probe tunnel*", ambient, nil, known, "ztunnel dials from the client's address"},
 }
 
@@ -141,6 +142,7 @@ func and(all ...func(cell) bool) func(cell) bool {
 func ipv4(c cell) bool        { return c.flow.family == "ipv4" }
 func served(c cell) bool      { return c.served(c.flow) }
 func inetRules(c cell) bool   { return c.told.Native } // of both families at once
+func transparent(c cell) bool { return c.told.TProxy }
 func capturesDNS(c cell) bool { return c.told.DNS || c.ambient.DNS }
 
 // listed: the port is the guest's.

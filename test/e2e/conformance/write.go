@@ -177,6 +177,7 @@ func extent(rows []Row) string {
 			s = strings.TrimSuffix(s, "\n") + fmt.Sprintf("; not %s (%s)\n", b.name, b.absence)
 		}
 	}
+	s = strings.TrimSuffix(s, "\n") + fmt.Sprintf("; not %s\n", noNative)
 	s += list("meshes", func(r Row) string { return r.Mesh + " " + r.Version })
 	s += list("backends of their rules", func(r Row) string { return r.Backend })
 	s += list("KubeVirt's rules", func(r Row) string { return r.KubeVirt })

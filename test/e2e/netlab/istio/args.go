@@ -4,10 +4,14 @@
 package istio
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -20,7 +24,8 @@ type options struct {
 	excludeOutPorts              list // -o
 	inboundPorts, excludeInPorts list // -b, -d
 	virtual, exclude             list // -k, -c: interfaces
-	skipApply, validation        bool
+	skipApply, validation        bool // skipApply: or nothing is written for another reason
+	trace                        bool
 	tproxy                       bool              // -m
 	otherMode                    string            // -m, if it is neither REDIRECT nor TPROXY
 	values                       map[string]string // of the flags in fixed
@@ -49,16 +54,23 @@ var fixed = map[string]string{
 	"istio-inbound-tproxy-mark": "1337", "istio-inbound-tproxy-route-table": "133",
 }
 
-// ignored options do not change the rules.
-var ignored = []string{"log_output_level", "log_as_json", "log_caller", "log_stacktrace_level", "log_target", "probe-timeout",
-	"iptables-probe-port"}
+// ignored options do not change what the rules do; those that are booleans take no value.
+var ignored = map[string]struct {
+	short  string
+	isBool bool
+}{
+	"log_output_level": {}, "log_as_json": {isBool: true}, "log_caller": {}, "log_stacktrace_level": {}, "log_target": {},
+	"log_rotate": {}, "log_rotate_max_age": {}, "log_rotate_max_backups": {}, "log_rotate_max_size": {},
+	"probe-timeout": {}, "iptables-probe-port": {}, "iptables-version": {}, "force-iptables-binary": {}, "network-namespace": {}, "output-paths": {},
+	"restore-format": {"f", true}, "reconcile": {isBool: true}, "force-apply": {isBool: true}, "cni-mode": {isBool: true},
+}
 
 // refusedEnv are variables that change the rules in ways that were not recorded.
 var refusedEnv = []string{"ISTIO_OUTBOUND_OWNER_GROUPS", "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", "DISABLE_REDIRECTION_ON_LOCAL_LOOPBACK"}
 
 // parse is read, and refuses what cannot be derived.
-func parse(args []string, env map[string]string) (options, error) {
-	o, err := read(args, env)
+func parse(version string, args []string, env map[string]string) (options, error) {
+	o, err := read(version, args, env)
 	if err != nil {
 		return o, err
 	}
@@ -67,6 +79,9 @@ func parse(args []string, env map[string]string) (options, error) {
 		if got := o.values[name]; got != want {
 			errs = append(errs, fmt.Errorf("--%s=%s: only %s was recorded", name, got, want))
 		}
+	}
+	if o.trace {
+		errs = append(errs, errors.New("--iptables-trace-logging: not recorded"))
 	}
 	if o.otherMode != "" {
 		errs = append(errs, fmt.Errorf("--istio-inbound-interception-mode=%s: not recorded", o.otherMode))
@@ -78,9 +93,10 @@ func parse(args []string, env map[string]string) (options, error) {
 	return o, nil
 }
 
-// read reads the arguments of an istio-init container. A leading "istio-iptables" is pilot-agent's
-// sub-command.
-func read(args []string, env map[string]string) (options, error) {
+// read reads the arguments of an istio-init container, in any form that the program takes: a flag wins over a
+// variable, which has the flag's name in capitals or, for some, another one. The names of the program and of
+// pilot-agent's sub-command may be among them.
+func read(version string, args []string, env map[string]string) (options, error) {
 	o := options{values: map[string]string{}}
 	f := pflag.NewFlagSet("istio-iptables", pflag.ContinueOnError)
 	f.SetOutput(discard{})
@@ -94,29 +110,61 @@ func read(args []string, env map[string]string) (options, error) {
 	} {
 		values[name] = f.StringP(name, short, fixed[name], "")
 	}
-	for _, name := range ignored {
-		if f.Lookup(name) == nil {
-			f.String(name, "", "")
-		}
-	}
-	for name, b := range map[string]*bool{
+	booleans := map[string]*bool{
 		"redirect-dns": &o.dns, "capture-all-dns": &o.dnsAll, "dual-stack": &o.dual, "drop-invalid": &o.invalid,
 		"native-nftables": &o.native, "skip-rule-apply": &o.skipApply, "run-validation": &o.validation,
-	} {
-		f.BoolVar(b, name, false, "")
+		"cleanup-only": new(bool), "iptables-trace-logging": &o.trace, "dry-run": new(bool),
 	}
-	if len(args) > 0 && args[0] == "istio-iptables" {
-		args = args[1:]
+	for name, b := range booleans {
+		f.BoolVarP(b, name, map[string]string{"dry-run": "n"}[name], false, "")
+	}
+	for name, d := range ignored {
+		if d.isBool {
+			f.BoolP(name, d.short, false, "")
+		} else {
+			f.StringP(name, d.short, "", "")
+		}
 	}
 	if err := f.Parse(args); err != nil {
 		return o, fmt.Errorf("istio-iptables cannot be represented: %w", err)
 	}
-	var errs []error
-	if f.NArg() > 0 {
-		errs = append(errs, fmt.Errorf("arguments %q", f.Args()))
+	given := func(name string) string {
+		if f.Changed(name) {
+			return ""
+		}
+		if name == "envoy-port" && slices.Compare(numbers(version), []int{1, 22}) >= 0 {
+			return "" // a service named envoy gives every container such a variable
+		}
+		return env[strings.ToUpper(strings.ReplaceAll(name, "-", "_"))]
 	}
-	for name := range fixed {
-		o.values[name] = *values[name]
+	for name, value := range values {
+		if v := given(name); v != "" {
+			*value = v
+		}
+	}
+	for name, value := range booleans {
+		if b, err := strconv.ParseBool(given(name)); err == nil { // the program skips a boolean that is none
+			*value = b
+		}
+	}
+	for name, b := range map[string]struct {
+		flag  string
+		value *bool
+	}{"ISTIO_META_DNS_CAPTURE": {"redirect-dns", &o.dns}, "ISTIO_DUAL_STACK": {"dual-stack", &o.dual}, "INVALID_DROP": {"drop-invalid", &o.invalid}} {
+		old := name == "ISTIO_DUAL_STACK" && slices.Compare(numbers(version), []int{1, 22}) < 0 // and does not look at it
+		if v, err := strconv.ParseBool(env[name]); err == nil && !f.Changed(b.flag) && !old {
+			*b.value = v
+		}
+	}
+	var errs []error
+	o.skipApply = o.skipApply || *booleans["dry-run"] || *booleans["cleanup-only"]
+	for _, a := range f.Args() {
+		if name := path.Base(a); name != "pilot-agent" && name != "istio-iptables" {
+			errs = append(errs, fmt.Errorf("argument %q", a))
+		}
+	}
+	for name, value := range fixed {
+		o.values[name] = cmp.Or(*values[name], value)
 	}
 	for _, name := range refusedEnv {
 		if v := env[name]; v != "" && v != "*" {
@@ -138,9 +186,6 @@ func read(args []string, env map[string]string) (options, error) {
 	o.excludeInPorts = split(*values["istio-local-exclude-ports"])
 	o.virtual = split(*values["kube-virt-interfaces"])
 	o.exclude = split(*values["istio-exclude-interfaces"])
-	o.dns = o.dns || env["ISTIO_META_DNS_CAPTURE"] == "true"
-	o.dual = o.dual || env["ISTIO_DUAL_STACK"] == "true"
-	o.invalid = o.invalid || env["INVALID_DROP"] == "true"
 	for i, l := range []*list{&o.includeCIDRs, &o.excludeCIDRs} {
 		if i == 0 && l.all() {
 			continue
@@ -154,8 +199,26 @@ func read(args []string, env map[string]string) (options, error) {
 			(*l)[j] = p.Masked().String() // as the kernel gives it back
 		}
 	}
-	if slices.Contains(o.excludeOutPorts, "*") || slices.Contains(o.includeOutPorts, "*") {
-		errs = append(errs, errors.New("a wildcard among outbound ports was not recorded"))
+	for name, l := range map[string]list{"-o": o.excludeOutPorts, "-q": o.includeOutPorts, "-b": o.inboundPorts, "-d": o.excludeInPorts} {
+		for _, s := range l {
+			if _, err := strconv.ParseUint(s, 10, 16); err != nil && !(name == "-b" && l.all()) {
+				errs = append(errs, fmt.Errorf("%s has %q, want a port", name, s))
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(o.values)) {
+		if v := o.values[name]; v != fixed[name] {
+			if _, err := strconv.ParseUint(v, 10, 32); err != nil {
+				errs = append(errs, fmt.Errorf("--%s has %q, want a number", name, v))
+			}
+		}
+	}
+	if o.tproxy {
+		for _, name := range []string{"istio-inbound-tproxy-mark", "istio-inbound-tproxy-route-table"} {
+			if v := o.values[name]; v != fixed[name] {
+				errs = append(errs, fmt.Errorf("--%s=%s: Envoy's own mark and the lab's policy route are of %s", name, v, fixed[name]))
+			}
+		}
 	}
 	if len(errs) > 0 {
 		return o, fmt.Errorf("istio-iptables arguments cannot be represented: %w", errors.Join(errs...))

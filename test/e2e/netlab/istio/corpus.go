@@ -113,7 +113,7 @@ func casesOf[T any](b []byte) ([]T, error) {
 
 // Recorded gives the rules of a case as they were recorded, and what else its arguments lead to.
 func (c Corpus) Recorded(k Case) (Rules, Settings, error) {
-	o, err := read(k.Args, k.Env)
+	o, err := read(k.Version, k.Args, k.Env)
 	if err != nil {
 		return Rules{}, Settings{}, err
 	}
@@ -149,11 +149,11 @@ func (c Corpus) Adapted(k Case, args []string, env map[string]string) (Rules, er
 	if err != nil {
 		return Rules{}, err
 	}
-	was, err := read(k.Args, k.Env)
+	was, err := read(k.Version, k.Args, k.Env)
 	if err != nil {
 		return Rules{}, err
 	}
-	o, err := read(args, env)
+	o, err := read(k.Version, args, env)
 	if err != nil {
 		return Rules{}, err
 	}

@@ -30,16 +30,13 @@ func (r Rules) Empty() bool { return r.IPv4 == "" && r.IPv6 == "" && r.NFT == ""
 // arguments and environment variables. If the version was not recorded, the newest older one that
 // was stands for it. It refuses with an error what it cannot represent.
 func Derive(version string, args []string, env map[string]string) (Rules, error) {
-	o, err := parse(args, env)
+	o, err := parse(version, args, env)
 	if err != nil {
 		return Rules{}, err
 	}
 	v, err := recordedVersion(version)
 	if err != nil {
 		return Rules{}, err
-	}
-	if !recorded(v, "dual-stack-env-dns.ip6tables-save") && !slices.Contains(args, "--dual-stack") {
-		o.dual = false // old versions do not look at the environment variable
 	}
 	r := Rules{Version: v, DualStack: o.dual, DNS: o.dns, TProxy: o.tproxy}
 	if o.skipApply {

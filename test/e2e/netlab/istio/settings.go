@@ -25,12 +25,6 @@ type Settings struct {
 	Virtual                   []string // interfaces to reroute
 }
 
-// ReadSettings reads the arguments of an istio-init container.
-func ReadSettings(args []string, env map[string]string) (Settings, error) {
-	o, err := read(args, env)
-	return o.settings(), err
-}
-
 func (o options) settings() Settings {
 	s := Settings{
 		OutboundPort: o.port("envoy-port"), InboundPort: o.port("inbound-capture-port"), UID: uint32(o.number("proxy-uid")),
