@@ -70,7 +70,7 @@ type setup struct {
 	backend string
 	istio   istio.Case        // of a pod with a sidecar
 	told    istio.Settings    // what its arguments say
-	err     error             // why they cannot be read
+	err     error             // why they cannot be read, or what istio-cni was told
 	ambient istio.AmbientCase // of one without
 	later   bool              // it joins the ambient mesh when the guest runs
 	vmi     kubevirt.Case
@@ -253,15 +253,15 @@ func ambientMatrix(c corpus, kinds []kind, out io.Writer) ([]setup, error) {
 			return nil, err
 		}
 		for i, k := range cases {
+			var err error
 			if len(k.Unknown) > 0 {
-				fmt.Fprintf(out, "left out: istio-ambient %s, case %s: settings %s are not known\n", version, k.Name, strings.Join(k.Unknown, ", "))
-				continue
+				err = fmt.Errorf("settings %s are not known", strings.Join(k.Unknown, ", "))
 			}
 			backends := backendsOf(k.Native)
 			for j, kind := range kinds {
 				v := kind.at(i)
 				all = append(all, setup{
-					binding: "masquerade", mesh: ambientMesh, version: version, backend: backends[(i+j)%len(backends)], ambient: k, vmi: v, own: exclusions,
+					binding: "masquerade", mesh: ambientMesh, version: version, backend: backends[(i+j)%len(backends)], ambient: k, err: err, vmi: v, own: exclusions,
 					later: (i+j/2)%2 == 1, dual: k.DualStack && v.PodIP["v6"] != "",
 				})
 			}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -61,7 +62,7 @@ func (s setup) pod() (*corev1.Pod, error) {
 			continue
 		}
 		c.Command, c.Args = nil, s.istio.Args
-		if len(c.Args) == 0 || c.Args[0] != "istio-iptables" {
+		if !slices.ContainsFunc(c.Args, func(a string) bool { return path.Base(a) == "istio-iptables" }) {
 			c.Args = append([]string{"istio-iptables"}, c.Args...)
 		}
 		c.Env, c.Image = nil, "docker.io/istio/proxyv2:"+s.version

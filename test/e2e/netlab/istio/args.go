@@ -215,8 +215,8 @@ func read(version string, args []string, env map[string]string) (options, error)
 	}
 	if o.tproxy {
 		for _, name := range []string{"istio-inbound-tproxy-mark", "istio-inbound-tproxy-route-table"} {
-			if v := o.values[name]; v != fixed[name] {
-				errs = append(errs, fmt.Errorf("--%s=%s: Envoy's own mark and the lab's policy route are of %s", name, v, fixed[name]))
+			if v := o.values[name]; v != fixed[name] { // Envoy's own mark, and the lab's policy route
+				errs = append(errs, fmt.Errorf("--%s=%s: only %s was recorded", name, v, fixed[name]))
 			}
 		}
 	}

@@ -68,7 +68,7 @@ func recordedVersion(v string) (string, error) {
 
 // numbers of 1.29.6 are 1, 29, 6. A pre-release counts as the release.
 func numbers(version string) []int {
-	release, _, _ := strings.Cut(version, "-")
+	release, _, _ := strings.Cut(strings.TrimPrefix(version, "v"), "-")
 	var n []int
 	for _, s := range strings.Split(release, ".") {
 		i, err := strconv.Atoi(s)
