@@ -53,6 +53,12 @@ func TestIstioForms(t *testing.T) {
 	}{
 		{"a revision", web + "1.31.0-rc.0-rev-canary.yaml", nil, func(p plan.Plan) string { return show(p.Mode, p.Interfaces) }, "rules [k6t-eth0]"},
 		{"other ports", web + "1.26.8-native.yaml", func(p *corev1.Pod) { set(p, "-p", "16001"); set(p, "-z", "16006") }, func(p plan.Plan) string { return show(p.Mesh.OutboundPort, p.Mesh.InboundPort) }, "16001 16006"},
+		{"the relay's own user and group", web + "1.22.8-classic.yaml", func(p *corev1.Pod) {
+			p.Annotations[annotations.Mode] = string(plan.NATProxy)
+			set(p, "-u", "1500")
+			c := istioContainer(p)
+			c.Args = append(c.Args, "-g", "1501")
+		}, func(p plan.Plan) string { return show(p.Mesh.UID, p.Mesh.GID, p.Proxy.UID) }, "1500 1501 1502"},
 		{"another user and group", web + "1.22.8-classic.yaml", func(p *corev1.Pod) {
 			set(p, "-u", "1001010000")
 			c := istioContainer(p)

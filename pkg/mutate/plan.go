@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
@@ -83,7 +84,7 @@ func makePlan(pod *corev1.Pod, s *state) Reason {
 	}
 	if s.proxy {
 		p.Proxy = &plan.Proxy{
-			UID:          relayUser(p.Mode),
+			UID:          relayUser(p.Mode, c),
 			OutboundPort: proxyOutboundPort,
 			InboundPort:  proxyInboundPort,
 			StatusPort:   proxyStatusPort,
@@ -137,11 +138,15 @@ func inboundPorts(pod *corev1.Pod, s *state) (own, exclude []uint16) {
 
 // relayUser is root in mode tproxy: no other user keeps the capability that its listener takes
 // (docs/decisions/0013-tproxy-privileges.md).
-func relayUser(m plan.Mode) uint32 {
+func relayUser(m plan.Mode, c mesh.Capture) uint32 {
 	if m == plan.TProxy {
 		return 0
 	}
-	return proxyUID
+	user := uint32(proxyUID)
+	for user == c.UID || user == c.GID { // whose traffic passes by the mesh
+		user++
+	}
+	return user
 }
 
 func virtLauncher(pod *corev1.Pod) bool { return pod.Labels["kubevirt.io"] == "virt-launcher" }

@@ -99,7 +99,8 @@ func (r *runner) istioInit(ctx context.Context, net *netlab.Lab, l lab, c corev1
 		backend = ""
 	}
 	return sidecar.Config{
-			IPv6: told.DualStack, DNS: told.DNS, Transparent: told.TProxy, UID: told.UID, OutboundPort: told.OutboundPort, InboundPort: told.InboundPort,
+			IPv6: told.DualStack, DNS: told.DNS, Transparent: told.TProxy,
+			UID: told.UID, GID: told.GID, OutboundPort: told.OutboundPort, InboundPort: told.InboundPort,
 		},
 		net.IstioRules(ctx, backend, istioRules(l.istio, rules))
 }

@@ -163,7 +163,7 @@ func (l *Lab) NamePort(port uint16, name string) { l.ports[port] = name }
 // injector has it.
 func (l *Lab) StartSidecar(ctx context.Context, cfg sidecar.Config) error {
 	cfg = cfg.WithDefaults()
-	user := syscall.Credential{Uid: cfg.UID, Gid: cfg.UID}
+	user := syscall.Credential{Uid: cfg.UID, Gid: cfg.GID}
 	if cfg.Transparent {
 		user.Uid = 0
 	}

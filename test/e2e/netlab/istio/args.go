@@ -108,7 +108,7 @@ func read(version string, args []string, env map[string]string) (options, error)
 		"istio-local-outbound-ports-exclude": "o", "istio-exclude-interfaces": "c", "kube-virt-interfaces": "k",
 		"istio-inbound-tproxy-mark": "t", "istio-inbound-tproxy-route-table": "r",
 	} {
-		values[name] = f.StringP(name, short, fixed[name], "")
+		values[name] = f.StringP(name, short, "", "")
 	}
 	booleans := map[string]*bool{
 		"redirect-dns": &o.dns, "capture-all-dns": &o.dnsAll, "dual-stack": &o.dual, "drop-invalid": &o.invalid,
@@ -165,6 +165,9 @@ func read(version string, args []string, env map[string]string) (options, error)
 	}
 	for name, value := range fixed {
 		o.values[name] = cmp.Or(*values[name], value)
+	}
+	if *values["proxy-gid"] == "" {
+		o.values["proxy-gid"] = o.values["proxy-uid"]
 	}
 	for _, name := range refusedEnv {
 		if v := env[name]; v != "" && v != "*" {

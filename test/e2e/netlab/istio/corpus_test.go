@@ -95,7 +95,7 @@ func TestAdaptedFromOtherRecordings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.OutboundPort != 16001 || s.InboundPort != 16006 || s.UID != 1400 || !slices.Equal(s.Virtual, []string{"k6t-eth0"}) {
+	if s.OutboundPort != 16001 || s.InboundPort != 16006 || s.UID != 1400 || s.GID != 1400 || !slices.Equal(s.Virtual, []string{"k6t-eth0"}) {
 		t.Errorf("got %+v, want the ports, the user and the interface of the arguments", s)
 	}
 	got, err := c.Adapted(k, excluding(k.Args, "k6t-eth0"), nil)

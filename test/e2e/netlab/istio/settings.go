@@ -10,7 +10,7 @@ import (
 // that a mistake there shows.
 type Settings struct {
 	OutboundPort, InboundPort uint16
-	UID                       uint32
+	UID, GID                  uint32
 	Redirect, TProxy          bool // the interception mode; NONE if it is neither
 	Native                    bool // nftables without iptables
 	DualStack, DNS, DNSAll    bool
@@ -27,7 +27,7 @@ type Settings struct {
 
 func (o options) settings() Settings {
 	s := Settings{
-		OutboundPort: o.port("envoy-port"), InboundPort: o.port("inbound-capture-port"), UID: uint32(o.number("proxy-uid")),
+		OutboundPort: o.port("envoy-port"), InboundPort: o.port("inbound-capture-port"), UID: uint32(o.number("proxy-uid")), GID: uint32(o.number("proxy-gid")),
 		Redirect: !o.tproxy && o.otherMode == "", TProxy: o.tproxy, Native: o.native,
 		DualStack: o.dual, DNS: o.dns, DNSAll: o.dnsAll, SkipApply: o.skipApply,
 		OutboundAll: o.includeCIDRs.all(), InboundAll: o.inboundPorts.all(),

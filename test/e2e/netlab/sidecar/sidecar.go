@@ -85,9 +85,9 @@ type Config struct {
 	// Quiet makes it tell of no connection: telling costs more than passing one on, and would be what
 	// a benchmark measures.
 	Quiet bool
-	// UID is the sidecar's user and group, OutboundPort and InboundPort are where it takes redirected
-	// connections. Zero means Istio's: 1337, 15001 and 15006.
-	UID                       uint32
+	// UID and GID are the sidecar's user and group, OutboundPort and InboundPort are where it takes redirected
+	// connections. Zero means Istio's: 1337, the user's, 15001 and 15006.
+	UID, GID                  uint32
 	OutboundPort, InboundPort uint16
 }
 
@@ -110,7 +110,8 @@ func (s *server) take(d Direction, port uint16, peer, original netip.AddrPort) E
 
 // WithDefaults gives zero values their meaning.
 func (c Config) WithDefaults() Config {
-	c.UID, c.OutboundPort, c.InboundPort = cmp.Or(c.UID, UID), cmp.Or(c.OutboundPort, Outbound), cmp.Or(c.InboundPort, Inbound)
+	c.UID, c.GID = cmp.Or(c.UID, UID), cmp.Or(c.GID, c.UID, UID)
+	c.OutboundPort, c.InboundPort = cmp.Or(c.OutboundPort, Outbound), cmp.Or(c.InboundPort, Inbound)
 	return c
 }
 
