@@ -125,6 +125,9 @@ func TestCrossSection(t *testing.T) {
 			t.Errorf("%s (-want +got)\n%s", name, diff)
 		}
 	}
+	if !slices.ContainsFunc(rows, func(r Row) bool { return r.Mesh == sidecarMesh && r.Got == known }) {
+		t.Error("no guest beside a sidecar saw its client, want those of a mesh that intercepts by TPROXY to")
+	}
 	sent := map[string]bool{}
 	for _, row := range rows {
 		sent[row.Flow] = true
@@ -139,6 +142,9 @@ func TestCrossSection(t *testing.T) {
 	}
 }
 
+// byTPROXY marks modes in a pod that the mesh intercepts so.
+const byTPROXY = " by TPROXY"
+
 // TestCrossSectionFails: without MeshVirt's containers the cells that MeshVirt is for are not as wanted.
 func TestCrossSectionFails(t *testing.T) {
 	needRoot(t)
@@ -146,19 +152,27 @@ func TestCrossSectionFails(t *testing.T) {
 	r := newTestRunner(t, c)
 	r.without = true
 	some := crossSection(t, all)
-	some = []setup{some[0], some[2], some[8]}
+	some = []setup{some[0], some[2], some[8], some[len(some)-1]}
 	some[0].whole = false
 	rows, err := r.run(t.Context(), some)
 	if err != nil {
 		t.Fatal(err)
 	}
-	failed := map[string][]string{}
+	failed := map[plan.Mode][]string{}
 	for _, row := range rows {
+		mode := plan.Mode(row.Mode)
+		if strings.HasPrefix(row.Case, "tproxy") {
+			mode += byTPROXY
+		}
 		if !row.OK {
-			failed[row.Mode] = append(failed[row.Mode], row.Flow)
+			failed[mode] = append(failed[mode], row.Flow)
 		}
 	}
 	for mode, want := range map[plan.Mode]string{
+		plan.Rules + byTPROXY:    "egress-pod ingress-listed probe attack-loopback",
+		plan.NATProxy + byTPROXY: "egress-pod ingress-listed probe attack-loopback",
+		plan.TProxy + byTPROXY:   "egress-pod ingress-listed probe attack-loopback",
+
 		plan.Native:   "attack-gateway attack-loopback",
 		plan.Rules:    "egress-pod egress-service egress-outside egress-banner egress-half-close ingress-listed ingress-ssh udp-in dns-udp hairpin attack-gateway attack-loopback",
 		plan.NATProxy: "egress-pod egress-service egress-outside egress-banner egress-half-close ingress-listed ingress-ssh udp-in dns-udp dns-tcp attack-gateway attack-loopback",
@@ -166,8 +180,8 @@ func TestCrossSectionFails(t *testing.T) {
 		plan.Ambient:  "egress-pod egress-service ingress-listed tunnel dns-udp",
 	} {
 		for _, flow := range strings.Fields(want) {
-			if !slices.Contains(failed[string(mode)], flow) {
-				t.Errorf("mode %s: no cell of flow %s failed, but %v", mode, flow, failed[string(mode)])
+			if !slices.Contains(failed[mode], flow) {
+				t.Errorf("mode %s: no cell of flow %s failed, but %v", mode, flow, failed[mode])
 			}
 		}
 	}

@@ -47,7 +47,7 @@ var bindings = []binding{
 }
 
 // noNative is why some cells of mode native are not there.
-const noNative = "mode native of pods whose mesh intercepts by TPROXY: admission denies it"
+const noNative = "mode native of pods whose mesh intercepts by TPROXY (admission denies it)"
 
 // own are exclusions that the VM's user sets by MeshVirt's annotations.
 type own struct {
@@ -144,7 +144,7 @@ func matrix(c corpus, out io.Writer) ([]setup, error) {
 }
 
 // sidecarMatrix: each version and backend meets each kind of KubeVirt's rules in the richest case, with
-// exclusions of the user's; every other case of a version, if no older version has the same, meets one kind
+// exclusions of the user's, and so does interception by TPROXY where its rules are not an older version's; every other case of a version, if no older version has the same, meets one kind
 // and one backend, both changing from case to case; and what is rare meets the last version.
 func sidecarMatrix(c corpus, common, rare []kind, out io.Writer) ([]setup, error) {
 	versions, err := c.istio.Versions()
