@@ -25,7 +25,8 @@ const (
 	curiosity = 1500 * time.Millisecond
 	enough    = 500 * time.Millisecond
 	labBound  = 10 * time.Minute
-	bulkBound = 4 * time.Minute // of a gigabyte each way, or of less to an emulated machine, whose clock may be wrong too
+	lateness  = 30 * time.Second // of an emulated machine's clock, where a flow may also be lost
+	bulkBound = 4 * time.Minute  // of a gigabyte each way, or of less to an emulated machine, whose clock may be wrong too
 )
 
 // Kinds of guests.
@@ -249,7 +250,9 @@ func (r *runner) send(ctx context.Context, net *netlab.Lab, l lab, f flow, row *
 		f.Timeout = bulkBound
 	case l.mode == alone:
 		f.Timeout = curiosity
-	case f.Idle > 0 && row.Want != same:
+	case f.Idle > 0 && row.Want == same:
+		f.Timeout = lateness
+	case f.Idle > 0:
 		f.Timeout = bulkBound
 	}
 	var result netlab.Result
