@@ -280,7 +280,7 @@ func listenOn(any netip.Addr, port uint16) (int, error) {
 		err = errors.Join(err, sockopt.DualStack(fd))
 	}
 	if err == nil {
-		err = os.NewSyscallError("bind", unix.Bind(fd, sockaddr(netip.AddrPortFrom(any, port))))
+		err = os.NewSyscallError("bind", unix.Bind(fd, sockopt.Sockaddr(netip.AddrPortFrom(any, port))))
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -297,24 +297,6 @@ func socket(a netip.Addr) (int, error) {
 	}
 	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	return fd, os.NewSyscallError("socket", err)
-}
-
-func sockaddr(a netip.AddrPort) unix.Sockaddr {
-	if a.Addr().Is4() {
-		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
-	}
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
-}
-
-// addrPort is the reverse of sockaddr. An IPv4 sender to a dual-stack socket becomes IPv4 again.
-func addrPort(sa unix.Sockaddr) netip.AddrPort {
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
-	}
-	return netip.AddrPort{}
 }
 
 // device is the index of the interface that a control message of sockopt.PacketInfo tells of, 0 if none.

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/meshvirt/meshvirt/pkg/sockopt"
 )
 
 // batch bounds the datagrams that are taken from one socket before others are looked at.
@@ -42,7 +44,7 @@ func (f *Forwarder) query(index int) {
 		if err != nil {
 			return // EAGAIN; there is nothing else to expect
 		}
-		from, oob := addrPort(sa), f.oob[:oobn]
+		from, oob := sockopt.AddrPort(sa), f.oob[:oobn]
 		if !f.fromGuest(from.Addr(), oob) {
 			f.metrics.dropped[Stranger].Inc()
 			continue
@@ -114,7 +116,7 @@ func (f *Forwarder) client(k key, server netip.AddrPort) (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = os.NewSyscallError("connect", unix.Connect(fd, sockaddr(server)))
+	err = os.NewSyscallError("connect", unix.Connect(fd, sockopt.Sockaddr(server)))
 	if err == nil {
 		err = f.watch(fd)
 	}

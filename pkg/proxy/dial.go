@@ -44,7 +44,7 @@ func (l *loop) accept(ln *listener) {
 
 // admit makes a flow of an accepted socket, or refuses it.
 func (l *loop) admit(dir direction, client int, peer unix.Sockaddr) {
-	from := addrPort(peer)
+	from := sockopt.AddrPort(peer)
 	to, reason := l.target(dir, client, from)
 	if reason != "" {
 		l.proxy.metrics.of[dir].refused[reason].Inc()
@@ -156,7 +156,7 @@ func dial(to netip.AddrPort, timeout time.Duration) (fd int, err error) {
 		err = errors.Join(err, sockopt.UserTimeout(fd, timeout))
 	}
 	if err == nil {
-		err = os.NewSyscallError("connect", unix.Connect(fd, sockaddr(to)))
+		err = os.NewSyscallError("connect", unix.Connect(fd, sockopt.Sockaddr(to)))
 	}
 	if err != nil && !errors.Is(err, unix.EINPROGRESS) {
 		unix.Close(fd)
@@ -193,7 +193,7 @@ func listen(port uint16, shared, transparent bool) (fd int, err error) {
 		err = errors.Join(err, sockopt.ReusePort(fd))
 	}
 	if err == nil {
-		err = os.NewSyscallError("bind", unix.Bind(fd, sockaddr(netip.AddrPortFrom(any, port))))
+		err = os.NewSyscallError("bind", unix.Bind(fd, sockopt.Sockaddr(netip.AddrPortFrom(any, port))))
 	}
 	if err == nil {
 		err = os.NewSyscallError("listen", unix.Listen(fd, 4096)) // the kernel takes net.core.somaxconn if that is less
@@ -203,22 +203,4 @@ func listen(port uint16, shared, transparent bool) (fd int, err error) {
 		return -1, err
 	}
 	return fd, nil
-}
-
-func sockaddr(a netip.AddrPort) unix.Sockaddr {
-	if a.Addr().Is4() {
-		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
-	}
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
-}
-
-// addrPort is the reverse of sockaddr. An IPv4 peer of a dual-stack socket becomes IPv4 again.
-func addrPort(sa unix.Sockaddr) netip.AddrPort {
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
-	}
-	return netip.AddrPort{}
 }

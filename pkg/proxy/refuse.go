@@ -147,7 +147,7 @@ func (p *localProbe) bind(a netip.Addr) error {
 	if a.Is4() {
 		fd = p.fd4
 	}
-	return unix.Bind(fd, sockaddr(netip.AddrPortFrom(a, 0)))
+	return unix.Bind(fd, sockopt.Sockaddr(netip.AddrPortFrom(a, 0)))
 }
 
 func (p *localProbe) close() {
