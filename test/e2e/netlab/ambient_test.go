@@ -210,8 +210,8 @@ func TestAmbientNeeds(t *testing.T) {
 	for chain, want := range map[string]map[string]string{
 		"replies":      {"ingress-tcp4": "fails inbound", "ingress-tcp6": "fails inbound", "tunnel-tcp4": "fails tunnel", "egress-tcp4": "ok outbound saw 10.244.1.17"},
 		"output":       {"ingress-tcp6": "fails inbound", "tunnel-tcp6": "fails tunnel"},
-		"dns_in":       {"dns-udp": "fails dns dns dns", "dns-udp6": "fails"},
-		"dns_out":      {"dns-udp": "fails dns dns dns", "dns-udp6": "ok 192.0.2.53"},
+		"dns_in":       {"dns-udp": "fails dns", "dns-udp6": "fails"},
+		"dns_out":      {"dns-udp": "fails dns", "dns-udp6": "ok 192.0.2.53"},
 		"from_guest":   {"egress-tcp4": "fails inbound", "dns-udp": "fails"},
 		"from_outside": {"udp-in4": "fails"},
 	} {

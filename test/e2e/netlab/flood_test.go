@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -142,7 +143,19 @@ func wantDescriptors(t *testing.T, pid, want int, when string) {
 			return
 		}
 	}
-	t.Errorf("%s: the relay has %d descriptors, want %d and at most %d more or less", when, got, want, others)
+	t.Errorf("%s: the relay has %d descriptors, want %d and at most %d more or less: %v", when, got, want, others, descriptorKinds(pid))
+}
+
+// descriptorKinds counts a process's descriptors by what they are, such as "socket".
+func descriptorKinds(pid int) map[string]int {
+	count := map[string]int{}
+	all, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	for _, fd := range all {
+		to, _ := os.Readlink(fd)
+		kind, _, _ := strings.Cut(to, ":[")
+		count[kind]++
+	}
+	return count
 }
 
 // resident is a process's memory in bytes.

@@ -66,6 +66,9 @@ func (m *methods) Raw(r Raw, out *RawAnswer) error {
 	}
 }
 
+// fullTries bounds the attempts, a millisecond apart, to send a frame to a device whose queue is full.
+const fullTries = 2000
+
 // packet is the IPv4 packet to send.
 func (r Raw) packet() ([]byte, error) {
 	if !r.Src.Addr().Is4() || !r.Dst.Addr().Is4() {
@@ -142,7 +145,12 @@ func (m *methods) Send(s Send, out *bool) error {
 		}
 		b := append(append([]byte{}, to...), link.HardwareAddr...)
 		b = append(binary.BigEndian.AppendUint16(b, f.Type), f.Body...)
-		if err := unix.Sendto(fd, b, 0, &unix.SockaddrLinklayer{Ifindex: link.Index}); err != nil {
+		err = unix.Sendto(fd, b, 0, &unix.SockaddrLinklayer{Ifindex: link.Index})
+		for tries := 0; err == unix.ENOBUFS && tries < fullTries; tries++ { // the other end is slower than we
+			time.Sleep(time.Millisecond)
+			err = unix.Sendto(fd, b, 0, &unix.SockaddrLinklayer{Ifindex: link.Index})
+		}
+		if err != nil {
 			return fmt.Errorf("send frame: %w", err)
 		}
 	}
