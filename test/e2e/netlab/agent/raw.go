@@ -146,7 +146,7 @@ func (m *methods) Send(s Send, out *bool) error {
 		b := append(append([]byte{}, to...), link.HardwareAddr...)
 		b = append(binary.BigEndian.AppendUint16(b, f.Type), f.Body...)
 		err = unix.Sendto(fd, b, 0, &unix.SockaddrLinklayer{Ifindex: link.Index})
-		for tries := 0; err == unix.ENOBUFS && tries < fullTries; tries++ { // the other end is slower than we
+		for tries := 0; errors.Is(err, unix.ENOBUFS) && tries < fullTries; tries++ { // the other end is slower than we
 			time.Sleep(time.Millisecond)
 			err = unix.Sendto(fd, b, 0, &unix.SockaddrLinklayer{Ifindex: link.Index})
 		}
