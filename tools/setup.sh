@@ -17,21 +17,29 @@ export CGO_ENABLED=0
 say() { echo "setup: $*" >&2; }
 
 # place DIRECTORY FUNCTION: runs FUNCTION with a fresh directory and makes that DIRECTORY when it is
-# complete, so that an interrupted run leaves nothing that looks finished.
+# complete, so that an interrupted run leaves nothing that looks finished. Runs at the same time wait
+# for the first one's result.
 place() {
 	if [ ! -d "$1" ]; then
 		mkdir -p "$cache"
-		work=$(mktemp -d "$cache/work.XXXXXX")
-		trap 'rm -rf "$work"' EXIT
-		trap 'exit 1' HUP INT TERM
-		"$2" "$work"
-		chmod 755 "$work"
-		# Another run may have been faster: then its result stays.
-		mv -T "$work" "$1" 2>/dev/null || [ -d "$1" ]
-		rm -rf "$work"
-		trap - EXIT HUP INT TERM
+		exec 9>"${1%/*}/.${1##*/}.lock"
+		flock 9
+		if [ ! -d "$1" ]; then # not `||`, within which the shell forgets set -e
+			build_into "$@"
+		fi
+		exec 9>&-
 	fi
 	echo "$1"
+}
+
+build_into() {
+	work=$(mktemp -d "$cache/work.XXXXXX")
+	trap 'rm -rf "$work"' EXIT
+	trap 'exit 1' HUP INT TERM
+	"$2" "$work" 9>&-
+	chmod 755 "$work"
+	mv -T "$work" "$1"
+	trap - EXIT HUP INT TERM
 }
 
 # controlplane: kube-apiserver and etcd for the tests that use a real API server, built from the
