@@ -11,17 +11,9 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
-// The relay's user and ports. 1500 is nobody's well-known user, and never the mesh's (Istio 1337,
-// Linkerd 2102), whose traffic would skip redirection. The ports lie beside Istio's reserved
-// 15000 to 15090, where guests' applications are the least likely to be.
-const (
-	proxyUID          = 1500
-	proxyOutboundPort = 15101
-	proxyInboundPort  = 15106
-	proxyStatusPort   = 15120
-	proxyDNSPort      = 15153 // to 15155, one for each nameserver
-	watchPort         = 15121
-)
+// proxyUID is the relay's user. It is nobody's well-known user, and never the mesh's (Istio 1337, Linkerd
+// 2102), whose traffic would skip redirection.
+const proxyUID = 1500
 
 // drainSeconds is how long the relay lets open connections go on once it is told to end. The
 // kubelet ends native sidecars after the VM, in what is left of the pod's grace period.
@@ -82,21 +74,23 @@ func makePlan(pod *corev1.Pod, s *state) Reason {
 			s.warn("annotation %s: port %d is the mesh's own and stays with it", annotations.ExcludeInboundPorts, port)
 		}
 	}
+	free := takenPorts(pod, &p).free
 	if s.proxy {
 		p.Proxy = &plan.Proxy{
 			UID:          relayUser(p.Mode, c),
-			OutboundPort: proxyOutboundPort,
-			InboundPort:  proxyInboundPort,
-			StatusPort:   proxyStatusPort,
+			OutboundPort: free(proxyOutboundPort, 1),
+			InboundPort:  free(proxyInboundPort, 1),
+			StatusPort:   free(proxyStatusPort, 1),
 			DrainSeconds: drain(pod),
 		}
 	}
 	if s.proxy && c.DNS != nil {
-		p.Proxy.DNSPort = proxyDNSPort
+		p.Proxy.DNSPort = free(proxyDNSPort, plan.MaxNameservers)
 	}
 	if p.Assumed = assumed(pod, s); watched(pod, s, &p) {
-		p.WatchPort = watchPort
+		p.WatchPort = free(watchPort, 1)
 	}
+	s.warnOfListedPorts(&p)
 	if len(s.errs) > 0 {
 		return Invalid
 	}

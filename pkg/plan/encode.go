@@ -94,6 +94,9 @@ func (p Plan) Validate() error {
 		want(p.WatchPort == 0 || p.WatchPort != x.OutboundPort && p.WatchPort != x.InboundPort && p.WatchPort != x.StatusPort, "watchPort is one of proxy's, want another")
 		want(x.OutboundPort != 0 && x.InboundPort != 0 && x.StatusPort != 0, "proxy has a port 0, want three ports")
 		want(x.OutboundPort != x.InboundPort && x.InboundPort != x.StatusPort && x.StatusPort != x.OutboundPort, "proxy uses a port twice")
+		for _, port := range append([]uint16{p.Mesh.OutboundPort, p.Mesh.InboundPort}, p.Mesh.OwnPorts...) {
+			want(port != x.OutboundPort && port != x.InboundPort && port != x.StatusPort, "proxy uses port %d, want another than the mesh's", port)
+		}
 		want(x.DNSPort == 0 || p.Mesh.DNS != nil, "proxy.dnsPort is %d, want 0 for a mesh that does not capture DNS", x.DNSPort)
 		want(int(x.DNSPort)+MaxNameservers-1 < 1<<16, "proxy.dnsPort is %d, want one that %d others follow", x.DNSPort, MaxNameservers-1)
 		want(x.DrainSeconds >= 0, "proxy.drainSeconds is %d, want 0 or more", x.DrainSeconds)
