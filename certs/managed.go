@@ -1,6 +1,6 @@
 // Package certs makes and rotates the webhook's serving certificate: cert-manager's library signs it by
 // a CA in a Secret that all replicas share, and the webhook configuration is made to trust that CA
-// before any replica serves a certificate of it.
+// before any replica serves a certificate of it. Or it serves the one that somebody else keeps in files.
 package certs
 
 import (

@@ -87,6 +87,29 @@ func TestStartsWithAWholePairOnly(t *testing.T) {
 	}
 }
 
+// An expired certificate is told by the readiness probe, where people look first; a renewed one makes it ready.
+func TestExpiredPairIsNotReady(t *testing.T) {
+	dir, _ := certificateFor(t, time.Minute)
+	fresh, _ := certificate(t)
+	listen, health := freeAddress(t), freeAddress(t)
+	cmd := exec.Command(os.Args[0], "-listen", listen, "-health-listen", health, "-metrics-listen=", "-cert-dir", dir, "-cluster=false")
+	cmd.Env = append(os.Environ(), asProgram+"=1")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	defer func() { _ = cmd.Process.Kill() }()
+	waitFor(t, done, "http://"+health+"/readyz", http.StatusServiceUnavailable)
+	if _, body := get(t, "http://"+health+"/readyz"); !strings.Contains(body, "the serving certificate expired on ") {
+		t.Errorf("/readyz says %q, want that the certificate expired", body)
+	}
+	for _, file := range []string{"tls.crt", "tls.key"} {
+		replace(t, filepath.Join(dir, file), read(t, filepath.Join(fresh, file)))
+	}
+	waitFor(t, done, "http://"+health+"/readyz", http.StatusOK)
+}
+
 // served gives the certificate at the address, trusted or not.
 func served(t *testing.T, address string) []byte {
 	t.Helper()

@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -64,17 +63,15 @@ func run(signalled context.Context, args []string, out io.Writer) error {
 	// Our own metrics beside controller-runtime's, which are global.
 	registry := prometheus.NewRegistry()
 
-	serving := webhook.Options{Host: o.host, Port: o.port, CertDir: o.certDir}
-	certificateReady := func() error { return nil }
-	if o.certDir == "" {
-		m, err := manageCertificate(ctx, cancel, o, log)
-		if err != nil {
-			return err
-		}
-		serving.TLSOpts = append(serving.TLSOpts, func(c *tls.Config) { c.GetCertificate = m.GetCertificate })
-		certificateReady = m.Ready
+	certificate, err := startCertificate(ctx, cancel, o, log)
+	if err != nil {
+		return err
 	}
-	server := webhook.NewServer(serving)
+	registry.MustRegister(expiry(certificate))
+	server := webhook.NewServer(webhook.Options{
+		Host: o.host, Port: o.port,
+		TLSOpts: []func(*tls.Config){func(c *tls.Config) { c.GetCertificate = certificate.GetCertificate }},
+	})
 	handler := admit.New(mutate.Config{Image: o.image, DefaultMode: o.mode}, log, registry)
 	if handler.Cluster, err = watchCluster(ctx, o, log, registry); err != nil {
 		return err
@@ -91,7 +88,7 @@ func run(signalled context.Context, args []string, out io.Writer) error {
 	health := http.NewServeMux()
 	health.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	health.HandleFunc("/readyz", func(w http.ResponseWriter, r *http.Request) {
-		err := certificateReady()
+		err := certificate.Ready()
 		if err == nil {
 			err = server.StartedChecker()(r)
 		}
@@ -114,12 +111,6 @@ func run(signalled context.Context, args []string, out io.Writer) error {
 			return fmt.Errorf("-metrics-listen: %w", err)
 		}
 	}
-	if o.certDir != "" {
-		// The server would say the same, but not of which files.
-		if _, err := tls.LoadX509KeyPair(filepath.Join(o.certDir, "tls.crt"), filepath.Join(o.certDir, "tls.key")); err != nil {
-			return fmt.Errorf("-cert-dir is %q, want tls.crt and its tls.key there: %w", o.certDir, err)
-		}
-	}
 	log.Info("starting", "release", plan.Release, "listen", o.listen, "dataPlaneImage", o.image.Name, "defaultMode", o.mode)
 	if err := server.Start(ctx); err != nil {
 		return err
@@ -130,23 +121,52 @@ func run(signalled context.Context, args []string, out io.Writer) error {
 	return nil
 }
 
-// manageCertificate starts to make the serving certificate; if that fails later, it ends everything.
-func manageCertificate(ctx context.Context, cancel context.CancelCauseFunc, o *options, log *slog.Logger) (*certs.Managed, error) {
-	rest, err := config.GetConfig()
-	if err != nil {
-		return nil, fmt.Errorf("-cert-dir is empty, so the webhook needs the API server: %w", err)
-	}
-	m := &certs.Managed{
-		RESTConfig: rest, Namespace: o.namespace, SecretName: o.certSecret, Configuration: o.configuration, Log: log,
-		// The first is what API servers ask for; the others are for people who look from inside the cluster.
-		DNSNames: []string{o.service + "." + o.namespace + ".svc", o.service + "." + o.namespace, o.service},
+// servingCertificate is what API servers see of the webhook.
+type servingCertificate interface {
+	// Start keeps it valid, or up with its files, until the context ends.
+	Start(context.Context) error
+	GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	// Ready says why API servers would refuse it.
+	Ready() error
+}
+
+// startCertificate starts what keeps the serving certificate; if that fails later, it ends everything.
+func startCertificate(ctx context.Context, cancel context.CancelCauseFunc, o *options, log *slog.Logger) (c servingCertificate, err error) {
+	if o.certDir != "" {
+		if c, err = certs.NewMounted(o.certDir); err != nil {
+			return nil, fmt.Errorf("-cert-dir is %w", err)
+		}
+	} else {
+		rest, err := config.GetConfig()
+		if err != nil {
+			return nil, fmt.Errorf("-cert-dir is empty, so the webhook needs the API server: %w", err)
+		}
+		c = &certs.Managed{
+			RESTConfig: rest, Namespace: o.namespace, SecretName: o.certSecret, Configuration: o.configuration, Log: log,
+			// The first is what API servers ask for; the others are for people who look from inside the cluster.
+			DNSNames: []string{o.service + "." + o.namespace + ".svc", o.service + "." + o.namespace, o.service},
+		}
 	}
 	go func() {
-		if err := m.Start(ctx); err != nil {
-			cancel(fmt.Errorf("manage the certificate: %w", err))
+		if err := c.Start(ctx); err != nil {
+			cancel(fmt.Errorf("keep the certificate: %w", err))
 		}
 	}()
-	return m, nil
+	return c, nil
+}
+
+// expiry tells monitoring until when the served certificate is valid.
+func expiry(c servingCertificate) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "meshvirt_certificate_expiration_timestamp_seconds",
+		Help: "When the serving certificate expires, in Unix time; 0 if there is none.",
+	}, func() float64 {
+		now, err := c.GetCertificate(nil)
+		if err != nil {
+			return 0
+		}
+		return float64(now.Leaf.NotAfter.Unix())
+	})
 }
 
 // serve starts a plain HTTP server that ends with ctx; if it fails later, it ends everything.

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -42,8 +43,22 @@ func TestServesAndStops(t *testing.T) {
 	if !bytes.Contains(body, []byte(`meshvirt.io/mode`)) || !bytes.Contains(body, []byte(`"allowed":false`)) {
 		t.Errorf("answer %s", body)
 	}
-	if _, body := get(t, "http://"+metrics+"/metrics"); !strings.Contains(body, `meshvirt_admission_requests_total{mode="off",reason="Invalid",result="denied"} 1`) {
+	_, counted := get(t, "http://"+metrics+"/metrics")
+	if !strings.Contains(counted, `meshvirt_admission_requests_total{mode="off",reason="Invalid",result="denied"} 1`) {
 		t.Errorf("/metrics does not count the denial")
+	}
+	leaf, err := x509.ParseCertificate(served(t, listen))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const expires = "meshvirt_certificate_expiration_timestamp_seconds"
+	_, value, _ := strings.Cut(counted, "\n"+expires+" ")
+	value, _, _ = strings.Cut(value, "\n")
+	if at, err := strconv.ParseFloat(value, 64); err != nil || int64(at) != leaf.NotAfter.Unix() {
+		t.Errorf("%s is %q, want %d", expires, value, leaf.NotAfter.Unix())
+	}
+	if doc := read(t, "../../docs/metrics.md"); !bytes.Contains(doc, []byte("| `"+expires+"` | gauge |")) {
+		t.Errorf("docs/metrics.md does not have %s", expires)
 	}
 	cancel()
 	select {
@@ -66,7 +81,13 @@ const badReview = `{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1",
 // certificate writes a certificate into a new directory, and gives a client that trusts it.
 func certificate(t *testing.T) (dir string, client *http.Client) {
 	t.Helper()
-	certPEM, keyPEM, err := cert.GenerateSelfSignedCertKey("localhost", []net.IP{net.IPv4(127, 0, 0, 1)}, nil)
+	return certificateFor(t, 0)
+}
+
+// certificateFor writes one that is valid for so long, 0 for a year, from an hour ago.
+func certificateFor(t *testing.T, d time.Duration) (dir string, client *http.Client) {
+	t.Helper()
+	certPEM, keyPEM, err := cert.GenerateSelfSignedCertKeyWithOptions(cert.SelfSignedCertKeyOptions{Host: "127.0.0.1", MaxAge: d})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,6 +114,7 @@ func TestReadsResources(t *testing.T) {
 }
 
 func TestRefusesFlags(t *testing.T) {
+	dir, _ := certificate(t)
 	for args, want := range map[string]string{
 		"-listen 9443":                                       `-listen is "9443": want host:port`,
 		"-listen :0":                                         "port is \"0\", want 1 to 65535",
@@ -105,7 +127,7 @@ func TestRefusesFlags(t *testing.T) {
 		`-proxy-resources {"requests":{"cpu":"-1"}}`:         "requests.cpu is -1, want more than zero",
 		`-proxy-resources {"requests":{"cpu":"2"},"limits":{"cpu":"100m"}}`: "requests.cpu is 2, want at most the limit, 100m",
 		"-colour red": "not defined: -colour",
-		"-cluster=false -cert-dir x -listen 127.0.0.1:1 -health-listen 127.0.0.1:99999": "-health-listen",
+		"-cluster=false -listen 127.0.0.1:1 -health-listen 127.0.0.1:99999 -cert-dir " + dir: "-health-listen",
 		"-namespace=":                "-namespace is empty, want a name, or -cert-dir",
 		"-namespace n -service=":     "-service is empty",
 		"-namespace n -cert-secret=": "-cert-secret is empty",
