@@ -35,7 +35,7 @@ func TestAdapted(t *testing.T) {
 		}
 		for _, k := range cases {
 			args := excluding(k.Args, "k6t-eth0")
-			want, err := Derive(version, args, k.Env)
+			want, err := Derive(version, inPod(args, k.Addresses), k.Env)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -59,6 +59,10 @@ func Derive(version string, args []string, env map[string]string) (Rules, error)
 	return r, err
 }
 
+// InIPv6 gives arguments with which Derive, which knows nothing of the pod, gives what the program writes in one that
+// has no address but of IPv6: the rules of both families, as in a dual-stack mesh.
+func InIPv6(args []string) []string { return append(args[:len(args):len(args)], "--dual-stack") }
+
 // bases names, for each shape, the recording that has it. All else in that recording is replaced.
 var bases = map[shape]string{
 	{}:                                    "default",

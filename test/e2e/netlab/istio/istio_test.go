@@ -13,6 +13,8 @@ type recordedCase struct {
 	Case string            `json:"case"`
 	Args []string          `json:"args"`
 	Env  map[string]string `json:"env"`
+
+	Addresses []string `json:"pod_addresses"`
 }
 
 func indexOf(t *testing.T, version string) []recordedCase {
@@ -39,6 +41,14 @@ func rulesOf(s string) string {
 	return strings.ReplaceAll(strings.Join(out, "\n"), "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n", "")
 }
 
+// inPod gives the arguments for Derive of a run in a pod with some addresses, if these are known.
+func inPod(args, addresses []string) []string {
+	if len(addresses) == 1 && strings.Contains(addresses[0], ":") {
+		return InIPv6(args)
+	}
+	return args
+}
+
 // TestDerive derives every recorded case from the few base cases and compares the result with what
 // the real program wrote.
 func TestDerive(t *testing.T) {
@@ -46,7 +56,7 @@ func TestDerive(t *testing.T) {
 	for _, version := range Versions() {
 		for _, c := range indexOf(t, version) {
 			t.Run(version+"/"+c.Case, func(t *testing.T) {
-				got, err := Derive(version, c.Args, c.Env)
+				got, err := Derive(version, inPod(c.Args, c.Addresses), c.Env)
 				if err != nil {
 					t.Fatal(err)
 				}
