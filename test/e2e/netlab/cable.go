@@ -25,10 +25,7 @@ func (l *Lab) cable() error {
 	if err := veth(l.node, "peer", l.peer, "eth0"); err != nil {
 		return err
 	}
-	podAddrs, podRoutes := []string{PodIP4.String() + "/24"}, []string{"0.0.0.0/0 10.244.1.1"}
-	if l.DualStack {
-		podAddrs, podRoutes = append(podAddrs, PodIP6.String()+"/64"), append(podRoutes, "::/0 fd00:10:244:1::1")
-	}
+	podAddrs, podRoutes := pick(l, PodIP4.String()+"/24", PodIP6.String()+"/64"), pick(l, "0.0.0.0/0 10.244.1.1", "::/0 fd00:10:244:1::1")
 	for _, h := range []struct {
 		ns     *netns.Namespace
 		link   string

@@ -108,11 +108,11 @@ func (l *Lab) Check(ctx context.Context, f Flow) Result {
 	return r
 }
 
-// CheckAll checks flows in order, those of IPv6 only in a dual-stack pod.
+// CheckAll checks flows in order, those of the pod's families.
 func (l *Lab) CheckAll(ctx context.Context, flows []Flow) map[string]Result {
 	results := map[string]Result{}
 	for _, f := range flows {
-		if l.DualStack || !f.IPv6() {
+		if l.carries(f) {
 			results[f.Name] = l.Check(ctx, f)
 		}
 	}
@@ -271,7 +271,7 @@ func (l *Lab) Probe(ctx context.Context, c corev1.Container, p *corev1.Probe) er
 			port = int(named.ContainerPort)
 		}
 	}
-	d.To, d.Path = at(PodIP4, uint16(port)), p.HTTPGet.Path
+	d.To, d.Path = at(l.PodIPs()[0], uint16(port)), p.HTTPGet.Path
 	d.Header = map[string]string{"User-Agent": "kube-probe/1.34"}
 	for _, h := range p.HTTPGet.HTTPHeaders {
 		d.Header[h.Name] = h.Value

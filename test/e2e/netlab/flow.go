@@ -43,7 +43,7 @@ type Flow struct {
 // attackTimeout is short: that no answer comes is the good outcome, and nothing has to be resolved.
 const attackTimeout = 700 * time.Millisecond
 
-// IPv6 reports whether the flow needs a dual-stack pod.
+// IPv6 reports whether the flow needs a pod with IPv6.
 func (f Flow) IPv6() bool { return f.To.Addr().Is6() }
 
 // Flows are what a pod with a virtual machine in a mesh should manage, and, last, what it should not.

@@ -84,8 +84,8 @@ const launcherUID = 107
 
 // Options shape a lab. The zero value is an IPv4 pod with a guest that is a namespace.
 type Options struct {
-	// DualStack gives the pod IPv6 too.
-	DualStack bool
+	// DualStack gives the pod IPv6 too, IPv6Only that alone: it then has IPv4 on its loopback device only.
+	DualStack, IPv6Only bool
 	// VM is the guest. Nil means that StartGuest makes a network namespace with an agent in it the
 	// guest, which is cheaper. A machine can be the guest of one lab at a time.
 	VM *vm.VM
@@ -230,10 +230,7 @@ func (l *Lab) agent(ns *netns.Namespace, uid uint32) (*agent.Client, error) {
 func (l *Lab) ResolvConf() string {
 	servers := l.Nameservers
 	if len(servers) == 0 {
-		servers = []netip.Addr{DNSIP4}
-		if l.DualStack {
-			servers = append(servers, DNSIP6)
-		}
+		servers = pick(l, DNSIP4, DNSIP6)
 	}
 	var s string
 	for _, a := range servers {
@@ -243,11 +240,22 @@ func (l *Lab) ResolvConf() string {
 }
 
 // PodIPs are the pod's addresses.
-func (l *Lab) PodIPs() []netip.Addr {
-	if l.DualStack {
-		return []netip.Addr{PodIP4, PodIP6}
+func (l *Lab) PodIPs() []netip.Addr { return pick(l, PodIP4, PodIP6) }
+
+// pick gives those of both that are of a family of the pod, IPv4 first.
+func pick[T any](l *Lab, v4, v6 T) []T {
+	switch {
+	case l.IPv6Only:
+		return []T{v6}
+	case l.DualStack:
+		return []T{v4, v6}
 	}
-	return []netip.Addr{PodIP4}
+	return []T{v4}
+}
+
+// carries reports whether the pod has the flow's family.
+func (l *Lab) carries(f Flow) bool {
+	return f.IPv6() && (l.DualStack || l.IPv6Only) || !f.IPv6() && !l.IPv6Only
 }
 
 // Ruleset is the pod's nftables ruleset as text, for people. Rules of legacy iptables are not in it.
@@ -295,12 +303,8 @@ func (l *Lab) gateways() []netip.Prefix { return l.hosts(1) }
 func (l *Lab) guests() []netip.Prefix   { return l.hosts(2) }
 
 func (l *Lab) hosts(n int) []netip.Prefix {
-	networks := []netip.Prefix{l.VMNetwork4}
-	if l.DualStack {
-		networks = append(networks, l.VMNetwork6)
-	}
 	var out []netip.Prefix
-	for _, p := range networks {
+	for _, p := range pick(l, l.VMNetwork4, l.VMNetwork6) {
 		a := p.Addr()
 		for range n {
 			a = a.Next()

@@ -40,6 +40,9 @@ func (l *Lab) IstioInit(ctx context.Context, version string, backend Backend, ar
 	if l.IstioIptables != "" {
 		return istio.Rules{}, l.realIstioInit(ctx, args, env)
 	}
+	if l.IPv6Only {
+		args = istio.InIPv6(args)
+	}
 	r, err := istio.Derive(version, args, env)
 	if err != nil {
 		return r, err
@@ -163,6 +166,7 @@ func (l *Lab) NamePort(port uint16, name string) { l.ports[port] = name }
 // injector has it.
 func (l *Lab) StartSidecar(ctx context.Context, cfg sidecar.Config) error {
 	cfg = cfg.WithDefaults()
+	cfg.IPv6Only = l.IPv6Only
 	user := syscall.Credential{Uid: cfg.UID, Gid: cfg.GID}
 	if cfg.Transparent {
 		user.Uid = 0
@@ -176,7 +180,7 @@ func (l *Lab) startMesh(ctx context.Context, ns *netns.Namespace, name string, u
 	if l.log != nil {
 		return errors.New("the mesh's proxy runs already")
 	}
-	conn, err := l.start(ns, user, name, fmt.Sprintf("-ipv6=%t", cfg.IPv6), fmt.Sprintf("-dns=%t", cfg.DNS),
+	conn, err := l.start(ns, user, name, fmt.Sprintf("-ipv6=%t", cfg.IPv6), fmt.Sprintf("-ipv6-only=%t", cfg.IPv6Only), fmt.Sprintf("-dns=%t", cfg.DNS),
 		fmt.Sprintf("-transparent=%t", cfg.Transparent), fmt.Sprintf("-quiet=%t", cfg.Quiet),
 		fmt.Sprintf("-outbound=%d", cfg.OutboundPort), fmt.Sprintf("-inbound=%d", cfg.InboundPort))
 	if err != nil {
@@ -205,8 +209,12 @@ func (l *Lab) KubeVirtRules(ctx context.Context, rules string) error {
 	if err := l.pod.Do(l.addBridge); err != nil {
 		return fmt.Errorf("add bridge %s: %w", l.BridgeName(), err)
 	}
-	for _, s := range [][2]string{{"ipv4/ip_forward", "1"}, {"ipv6/conf/all/forwarding", "1"}, {"ipv4/conf/" + l.BridgeName() + "/route_localnet", "1"}} {
-		if err := l.pod.Sysctl(s[0], s[1]); err != nil {
+	sysctls := []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"}
+	if !l.IPv6Only { // KubeVirt gives a bridge what the pod has: without IPv4 there is no gateway of it either
+		sysctls = append(sysctls, "ipv4/conf/"+l.BridgeName()+"/route_localnet")
+	}
+	for _, s := range sysctls {
+		if err := l.pod.Sysctl(s, "1"); err != nil {
 			return err
 		}
 	}

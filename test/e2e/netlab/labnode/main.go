@@ -40,6 +40,7 @@ func run(args []string) error {
 	case "sidecar", "ztunnel":
 		var cfg sidecar.Config
 		flags.BoolVar(&cfg.IPv6, "ipv6", false, "listen on IPv6 too")
+		flags.BoolVar(&cfg.IPv6Only, "ipv6-only", false, "listen on IPv6 alone")
 		flags.BoolVar(&cfg.DNS, "dns", false, "serve DNS")
 		flags.BoolVar(&cfg.Transparent, "transparent", false, "take connections by TPROXY")
 		flags.BoolVar(&cfg.Quiet, "quiet", false, "tell of no connection")

@@ -77,6 +77,8 @@ const dialTimeout = 2 * time.Second
 type Config struct {
 	// IPv6 makes it listen on IPv6 too, as Envoy does in a dual-stack mesh and in no other.
 	IPv6 bool
+	// IPv6Only makes it listen on IPv6 alone, as Envoy and its agent do in a pod that has nothing else.
+	IPv6Only bool
 	// DNS makes it serve DNS on port 15053, as Istio's agent does with DNS capture.
 	DNS bool
 	// Transparent is how Envoy does it where inbound connections are intercepted by TPROXY, and ztunnel in a pod
@@ -121,7 +123,10 @@ func Run(cfg Config, in io.Reader, out io.Writer) error {
 	s := &server{log: json.NewEncoder(out), quiet: cfg.Quiet}
 	cfg = cfg.WithDefaults()
 	any, loopback := []string{"0.0.0.0"}, []string{"127.0.0.1"}
-	if cfg.IPv6 {
+	switch {
+	case cfg.IPv6Only:
+		any, loopback = []string{"::"}, []string{"::1"}
+	case cfg.IPv6:
 		any, loopback = append(any, "::"), append(loopback, "::1")
 	}
 	inbound, options := s.inbound, net.ListenConfig{}
