@@ -12,9 +12,7 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -298,69 +296,6 @@ func copyHalf(dst, src *net.TCPConn) {
 	dst.CloseWrite()
 }
 
-// AppHealth is the path at which Istio's agent probes the application in the kubelet's place, if the
-// injector has rewritten the probe. The stand-in wants the application's port there.
-func AppHealth(port uint16) string { return fmt.Sprintf("%s%d", appHealth, port) }
-
-const appHealth = "/app-health/"
-
-// agent is serve, but for probes that are the application's: those it makes at the address by which it
-// was asked itself, the pod's, from Envoy's marked source, and answers as the application does.
-func (s *server) agent(port uint16, c *net.TCPConn) {
-	s.take(Serving, port, remote(c), local(c))
-	c.SetDeadline(time.Now().Add(dialTimeout))
-	req, err := http.ReadRequest(bufio.NewReader(c))
-	if err != nil {
-		return
-	}
-	app, probe := strings.CutPrefix(req.URL.Path, appHealth)
-	if !probe {
-		answerOK(c)
-		return
-	}
-	up, err := (&net.Dialer{LocalAddr: marked(c), Timeout: dialTimeout}).Dial("tcp", net.JoinHostPort(local(c).Addr().String(), app))
-	if err != nil {
-		fmt.Fprint(c, "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-		return
-	}
-	defer up.Close()
-	up.SetDeadline(time.Now().Add(dialTimeout))
-	req.URL.Path, req.Close = "/", true
-	if req.Write(up) == nil {
-		io.Copy(c, up)
-	}
-}
-
-func answerOK(c *net.TCPConn) {
-	fmt.Fprint(c, "HTTP/1.1 200 OK\r\nServer: envoy\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-}
-
-// serve answers any HTTP request on the ports on which the proxy itself is the server.
-func (s *server) serve(port uint16, c *net.TCPConn) {
-	s.take(Serving, port, remote(c), local(c))
-	c.SetDeadline(time.Now().Add(dialTimeout))
-	if _, err := http.ReadRequest(bufio.NewReader(c)); err != nil {
-		return
-	}
-	answerOK(c)
-}
-
-func (s *server) serveDNS(addr string, by net.ListenConfig) error {
-	at := net.JoinHostPort(addr, fmt.Sprint(DNSPort))
-	asked := func(peer netip.AddrPort) { s.take(DNS, DNSPort, peer, netip.AddrPort{}) }
-	pc, err := by.ListenPacket(context.Background(), "udp", at)
-	if err != nil {
-		return err
-	}
-	ln, err := by.Listen(context.Background(), "tcp", at)
-	if err != nil {
-		return err
-	}
-	go agent.ServeDNS(pc, DNSAnswer, asked)
-	go agent.ServeDNSListener(ln, DNSAnswer, asked)
-	return nil
-}
-
 func remote(c *net.TCPConn) netip.AddrPort { return unmap(c.RemoteAddr()) }
 func local(c *net.TCPConn) netip.AddrPort  { return unmap(c.LocalAddr()) }
 
@@ -399,69 +334,4 @@ func originalDestination(c *net.TCPConn) (netip.AddrPort, error) {
 		return ap, cerr
 	}
 	return ap, err
-}
-
-// Log collects the events of a running sidecar.
-type Log struct {
-	in     io.Writer
-	mu     sync.Mutex
-	events []Event
-	synced int
-	ended  error
-	change chan struct{} // closed and replaced when the fields above change
-}
-
-// NewLog reads events from a sidecar's output; in is its input.
-func NewLog(in io.Writer, out io.Reader) *Log {
-	l := &Log{in: in, change: make(chan struct{})}
-	go l.read(out)
-	return l
-}
-
-func (l *Log) read(out io.Reader) {
-	for d := json.NewDecoder(out); ; {
-		var e Event
-		err := d.Decode(&e)
-		l.mu.Lock()
-		switch {
-		case err != nil:
-			l.ended = fmt.Errorf("%w: the sidecar ended: %w", agent.ErrNoAnswer, err)
-		case e.Synced != 0:
-			l.synced = e.Synced
-		case e.Order <= len(l.events): // more is told of a connection
-			l.events[e.Order-1] = e
-		default:
-			l.events = append(l.events, e)
-		}
-		close(l.change)
-		l.change = make(chan struct{})
-		l.mu.Unlock()
-		if err != nil {
-			return
-		}
-	}
-}
-
-// Events gives all events until now. The first call waits until the sidecar listens. Calls must not
-// overlap.
-func (l *Log) Events(ctx context.Context) ([]Event, error) {
-	l.mu.Lock()
-	want := l.synced + 1
-	l.mu.Unlock()
-	if _, err := fmt.Fprintln(l.in, want); err != nil {
-		return nil, fmt.Errorf("ask the sidecar for its events: %w: %w", agent.ErrNoAnswer, err)
-	}
-	for {
-		l.mu.Lock()
-		synced, ended, change, events := l.synced, l.ended, l.change, slices.Clone(l.events)
-		l.mu.Unlock()
-		if ended != nil || synced == want {
-			return events, ended
-		}
-		select {
-		case <-change:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("ask the sidecar for its events: %w: %w", agent.ErrNoAnswer, ctx.Err())
-		}
-	}
 }
