@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"path"
 	"strings"
+
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/corpus"
 )
 
 // The policy route that istio-cni makes in each pod of an ambient mesh, for both families: a packet with
@@ -61,13 +63,7 @@ func Ambient(o AmbientOptions) (Rules, error) {
 type AmbientCorpus struct{ FS fs.FS }
 
 // EmbeddedAmbient are the recordings that come with the lab.
-func EmbeddedAmbient() AmbientCorpus {
-	dir, err := fs.Sub(ambient, "ambient")
-	if err != nil {
-		panic(err) // embedded
-	}
-	return AmbientCorpus{dir}
-}
+func EmbeddedAmbient() AmbientCorpus { return AmbientCorpus{corpus.Embedded(ambient, "ambient")} }
 
 // An AmbientCase is one recorded enrolment.
 type AmbientCase struct {
@@ -82,18 +78,13 @@ func (c AmbientCorpus) Versions() ([]string, error) { return versions(c.FS) }
 
 // Cases lists what was recorded of a version.
 func (c AmbientCorpus) Cases(version string) ([]AmbientCase, error) {
-	name := version + "/cases.json"
-	b, err := fs.ReadFile(c.FS, name)
-	if err != nil {
-		return nil, err
-	}
 	type indexed struct {
 		Name     string   `json:"case"`
 		Settings []string `json:"settings"`
 	}
-	list, err := casesOf[indexed](b)
+	list, err := corpus.Cases[indexed](c.FS, version+"/cases.json")
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, err
 	}
 	var all []AmbientCase
 	for _, e := range list {

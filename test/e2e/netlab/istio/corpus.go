@@ -8,6 +8,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/corpus"
 )
 
 // Corpus is a directory of recordings, <version>/<case>.{args,iptables-save,ip6tables-save,nft} and
@@ -15,13 +17,7 @@ import (
 type Corpus struct{ FS fs.FS }
 
 // Embedded are the recordings that come with the lab.
-func Embedded() Corpus {
-	dir, err := fs.Sub(testdata, "testdata")
-	if err != nil {
-		panic(err) // embedded
-	}
-	return Corpus{dir}
-}
+func Embedded() Corpus { return Corpus{corpus.Embedded(testdata, "testdata")} }
 
 // A Case is one recorded run of istio-iptables.
 type Case struct {
@@ -83,32 +79,11 @@ type indexed struct {
 
 // index reads cases.json, if there is one.
 func (c Corpus) index(version string) ([]indexed, error) {
-	name := version + "/cases.json"
-	b, err := fs.ReadFile(c.FS, name)
+	list, err := corpus.Cases[indexed](c.FS, version+"/cases.json")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	list, err := casesOf[indexed](b)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	return list, nil
-}
-
-// casesOf reads an index: an array of cases, or an object that has it.
-func casesOf[T any](b []byte) ([]T, error) {
-	var list []T
-	if json.Unmarshal(b, &list) == nil {
-		return list, nil
-	}
-	var object struct{ Cases []T }
-	if err := json.Unmarshal(b, &object); err != nil {
-		return nil, fmt.Errorf("%w, want an array of cases or an object that has it as cases", err)
-	}
-	return object.Cases, nil
+	return list, err
 }
 
 // Recorded gives the rules of a case as they were recorded, and what else its arguments lead to.

@@ -1,23 +1,18 @@
 package kubevirt
 
 import (
-	"encoding/json"
 	"fmt"
 	"io/fs"
 	"strings"
+
+	"github.com/meshvirt/meshvirt/test/e2e/netlab/corpus"
 )
 
 // Corpus is a directory of recordings: cases.json, which says how each came about, and <case>.nft.
 type Corpus struct{ FS fs.FS }
 
 // Embedded are the recordings that come with the lab.
-func Embedded() Corpus {
-	dir, err := fs.Sub(testdata, "testdata")
-	if err != nil {
-		panic(err) // embedded
-	}
-	return Corpus{dir}
-}
+func Embedded() Corpus { return Corpus{corpus.Embedded(testdata, "testdata")} }
 
 // A Case is one recorded VMI with masquerade binding.
 type Case struct {
@@ -45,17 +40,7 @@ type Case struct {
 }
 
 // Cases lists what was recorded, in the order of cases.json.
-func (c Corpus) Cases() ([]Case, error) {
-	b, err := fs.ReadFile(c.FS, "cases.json")
-	if err != nil {
-		return nil, err
-	}
-	var all []Case
-	if err := json.Unmarshal(b, &all); err != nil {
-		return nil, fmt.Errorf("cases.json: %w", err)
-	}
-	return all, nil
-}
+func (c Corpus) Cases() ([]Case, error) { return corpus.Cases[Case](c.FS, "cases.json") }
 
 // Rules gives a recording for nft -f.
 func (c Corpus) Rules(name string) (string, error) {
