@@ -123,7 +123,7 @@ func TestFound(t *testing.T) {
 		"ordinal name":                 {PodLink: "net1", VMNetwork4: network4},
 		"VM network":                   {VMNetwork4: network4, VMNetwork6: network6},
 	} {
-		for _, mode := range []plan.Mode{plan.Rules, plan.NATProxy, plan.TProxy} {
+		for _, mode := range owningModes {
 			t.Run(name+"/"+string(mode), func(t *testing.T) {
 				t.Parallel()
 				l, startProxy := foundLab(t, o)

@@ -104,31 +104,43 @@ var member = with(kubevirtInterfaces, map[string]string{
 // in OUTPUT: what the sidecar sends there comes in again.
 var plainMember = with(member, map[string]string{"hairpin": "ok outbound inbound saw 10.0.2.1"})
 
-func TestModes(t *testing.T) {
-	modes := []plan.Mode{plan.Rules, plan.NATProxy, plan.TProxy}
-	for name, c := range map[string]struct {
-		version  string
-		backend  Backend
-		args     []string
-		kubevirt string
-		want     map[string]string
-	}{
-		"istio mode":            {"1.29.6", NFT, nil, "v1.9.0-istio-noports-dual", member},
-		"istio mode with ports": {"1.22.8", Legacy, nil, "v1.9.0-istio-ports-22-80-dual", member},
-		"plain mode":            {"1.31.0-rc.0", "", []string{"--native-nftables"}, "v1.9.0-noistio-noports-dual", plainMember},
-		"plain mode with ports": {"1.29.6", Legacy, nil, "v1.0.1-noistio-ports-22-80-dual", plainMember},
-	} {
-		for _, mode := range modes {
+// owningModes are those whose rules own everything of the guest's that is for the mesh.
+var owningModes = []plan.Mode{plan.Rules, plan.NATProxy, plan.TProxy}
+
+// A pairing is how Istio and KubeVirt write their rules, and what the guest then has in each of owningModes.
+type pairing struct {
+	version  string
+	backend  Backend
+	args     []string
+	kubevirt string
+	want     map[string]string
+}
+
+// checkModes has every flow, in every mode and pairing, each in a lab of its own. startMesh is startIstio, or does more.
+func checkModes(t *testing.T, o Options, startMesh func(*testing.T, *Lab, string, Backend, ...string), planFor func(plan.Mode) plan.Plan, pairings map[string]pairing) {
+	for name, c := range pairings {
+		for _, mode := range owningModes {
 			t.Run(string(mode)+"/"+name, func(t *testing.T) {
 				t.Parallel()
-				l := newLab(t, Options{DualStack: true, Image: dataPlane(t)})
-				startIstio(t, l, c.version, c.backend, append(c.args, "--dual-stack", "--redirect-dns", "--istio-exclude-interfaces", Bridge)...)
-				startMeshVirt(t, l, handMade(mode))
+				own := o
+				own.DualStack, own.Image = true, dataPlane(t)
+				l := newLab(t, own)
+				startMesh(t, l, c.version, c.backend, append(c.args, "--dual-stack", "--redirect-dns", "--istio-exclude-interfaces", Bridge)...)
+				startMeshVirt(t, l, planFor(mode))
 				do(t, l.KubeVirt(t.Context(), c.kubevirt), l.StartGuest(t.Context()))
 				wantOutcomes(t, l, c.want)
 			})
 		}
 	}
+}
+
+func TestModes(t *testing.T) {
+	checkModes(t, Options{}, startIstio, handMade, map[string]pairing{
+		"istio mode":            {"1.29.6", NFT, nil, "v1.9.0-istio-noports-dual", member},
+		"istio mode with ports": {"1.22.8", Legacy, nil, "v1.9.0-istio-ports-22-80-dual", member},
+		"plain mode":            {"1.31.0-rc.0", "", []string{"--native-nftables"}, "v1.9.0-noistio-noports-dual", plainMember},
+		"plain mode with ports": {"1.29.6", Legacy, nil, "v1.0.1-noistio-ports-22-80-dual", plainMember},
+	})
 }
 
 // TestModesVirtualMachine has the real guest, and the paths.
