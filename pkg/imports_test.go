@@ -56,6 +56,11 @@ var arrows = []struct {
 		"who handles the guest's bytes writes no rules",
 	},
 	{
+		[]string{"test/lab"},
+		[]string{module + "pkg", module + "cmd", module + "certs", module + "tools", module + "test/e2e"},
+		"tests inside any package use it",
+	},
+	{
 		[]string{"cmd/webhook", "cmd/rules", "cmd/proxy", "cmd/meshvirt"},
 		[]string{module + "test", module + "tools", "testing"},
 		"what users run contains no test code",

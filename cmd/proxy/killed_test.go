@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/meshvirt/meshvirt/test/lab"
 )
 
 // Killed under traffic, the relay leaves no connection hanging and none that looks as if it had ended well: both
@@ -30,7 +32,7 @@ func TestBinaryKilled(t *testing.T) {
 		{"server has closed its side", receiveThen(sendForEver), halfClosed},
 	}
 	p := start(t, "", encode(t, nil))
-	pipes := p.pipes()
+	pipes := p.files("pipe")
 	var accepted atomic.Int32
 	ends := make(chan error, 2*len(kinds))
 	ready := make(chan bool, len(kinds))
@@ -38,7 +40,7 @@ func TestBinaryKilled(t *testing.T) {
 	for _, k := range kinds {
 		ports = append(ports, serveBy(t, func(c *net.TCPConn) {
 			accepted.Add(1)
-			ping(c)
+			lab.Ping(c)
 			ready <- true
 			ends <- named("the server of: "+k.name, k.server(c))
 		}))
@@ -49,10 +51,10 @@ func TestBinaryKilled(t *testing.T) {
 		<-ready
 		go func() { ends <- named("the client of: "+k.name, k.client(c)) }()
 	}
-	p.await("traffic", func() bool { return p.pipes() > pipes }) // bulk data moves
+	p.await("traffic", func() bool { return p.files("pipe") > pipes }) // bulk data moves
 	p.cmd.Process.Kill()
 	for range cap(ends) {
-		if err := <-ends; !isReset(err) {
+		if err := <-ends; !lab.IsReset(err) {
 			t.Errorf("%v, want a reset", err)
 		}
 	}
@@ -70,7 +72,7 @@ func TestBinaryKilled(t *testing.T) {
 
 	again := start(t, "", encode(t, nil)) // as the kubelet does
 	c := dial(t, serve(t))
-	if err := ping(c); err != nil {
+	if err := lab.Ping(c); err != nil {
 		t.Errorf("after the restart: %v", err)
 	}
 	c.Close()
@@ -134,7 +136,7 @@ func both(send, receive func(*net.TCPConn) error) func(*net.TCPConn) error {
 		go func() { ended <- receive(c) }()
 		// The kernel tells of a reset once, to whoever asks first; a write says EPIPE then, a read EOF.
 		a, b := <-ended, <-ended
-		if isReset(a) {
+		if lab.IsReset(a) {
 			return a
 		}
 		return b

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -11,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/test/lab"
 )
 
 // The tests run in a network namespace of their own with one host: this process, as root, is the
@@ -56,23 +55,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(serverMarker) != "" {
 		loadServer()
 	}
-	const marker = "MESHVIRT_PROXY_LAB"
-	if os.Getenv(marker) == "" {
-		runtime.LockOSThread() // Pdeathsig is about the thread
-		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-		cmd.Env = append(os.Environ(), marker+"=1")
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-		if err := cmd.Run(); err != nil {
-			fmt.Fprintln(os.Stderr, "run the tests in a network namespace (want root):", err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	if out, err := exec.Command("sh", "-ec", network).CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build the network (want root, ip and nft): %v\n%s", err, out)
-		os.Exit(1)
-	}
+	lab.Enter(network)
 	code := m.Run()
 	if dir, err := root(); err == nil {
 		os.RemoveAll(dir)
@@ -184,13 +167,7 @@ func (p *process) metric(client *http.Client, series string) int {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(body, "\nmeshvirt_proxy_"+series+" ")
-	value, _, found := strings.Cut(rest, "\n")
-	n, err := strconv.ParseFloat(value, 64)
-	if !found || err != nil {
-		p.t.Fatalf("no series %s in\n%s", series, body)
-	}
-	return int(n)
+	return lab.Metric(p.t, body, "meshvirt_proxy_"+series)
 }
 
 // status reads a line of /proc/<pid>/status.
@@ -205,14 +182,10 @@ func (p *process) status(key string) string {
 	return strings.Join(strings.Fields(value), " ")
 }
 
-// files counts the descriptors of the process.
-func (p *process) files() int {
+// files counts the descriptors of the process, or those of some kinds.
+func (p *process) files(kinds ...string) int {
 	p.t.Helper()
-	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid))
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	return len(list)
+	return lab.Descriptors(p.t, p.cmd.Process.Pid, kinds...)
 }
 
 // limitFiles changes RLIMIT_NOFILE of the running process, as its own user.
@@ -227,26 +200,21 @@ func (p *process) limitFiles(limit string) {
 
 func (p *process) await(what string, cond func() bool) {
 	p.t.Helper()
-	for range 3000 {
+	lab.Await(p.t, what, func() bool {
 		if cond() {
-			return
+			return true
 		}
 		select {
 		case <-p.ended:
 			p.t.Fatalf("the relay ended before %s: %v", what, p.err)
-		case <-time.After(10 * time.Millisecond):
+		default:
 		}
-	}
-	p.t.Fatalf("never saw %s", what)
+		return false
+	})
 }
 
 // serve is far: an echo server. It gives its port.
-func serve(t testing.TB) uint16 { return serveBy(t, echo) }
-
-func echo(c *net.TCPConn) {
-	io.CopyBuffer(struct{ io.Writer }{c}, struct{ io.Reader }{c}, make([]byte, 4<<10))
-	c.CloseWrite()
-}
+func serve(t testing.TB) uint16 { return serveBy(t, lab.Echo) }
 
 // serveBy is far, where each connection is served so.
 func serveBy(t testing.TB, handle func(*net.TCPConn)) uint16 {
@@ -255,25 +223,7 @@ func serveBy(t testing.TB, handle func(*net.TCPConn)) uint16 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var open sync.WaitGroup
-	open.Go(func() {
-		for {
-			c, err := ln.AcceptTCP()
-			if err != nil {
-				return
-			}
-			open.Go(func() {
-				defer c.Close()
-				c.SetDeadline(time.Now().Add(time.Minute))
-				handle(c)
-			})
-		}
-	})
-	t.Cleanup(func() {
-		ln.Close()
-		open.Wait()
-	})
-	return uint16(ln.Addr().(*net.TCPAddr).Port)
+	return lab.Serve(t, ln, handle)
 }
 
 // dial connects to a port of far, through the relay.
@@ -293,38 +243,6 @@ func tryDial(t testing.TB, port uint16) (*net.TCPConn, error) {
 		c.SetDeadline(time.Now().Add(time.Minute))
 	}
 	return c, err
-}
-
-// ping sees whether a connection is relayed.
-func ping(c net.Conn) error {
-	got := make([]byte, 4)
-	if _, err := io.WriteString(c, "ping"); err != nil {
-		return err
-	}
-	if _, err := io.ReadFull(c, got); err != nil {
-		return err
-	}
-	if string(got) != "ping" {
-		return fmt.Errorf("echo gave %q", got)
-	}
-	return nil
-}
-
-func isReset(err error) bool { return errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) }
-
-// pipes counts the ends of pipes that the process has.
-func (p *process) pipes() (n int) {
-	p.t.Helper()
-	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", p.cmd.Process.Pid))
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	for _, l := range links {
-		if to, _ := os.Readlink(l); strings.HasPrefix(to, "pipe:") {
-			n++
-		}
-	}
-	return n
 }
 
 // takePipes lets another process of the relay's user hold every pipe that it may have.

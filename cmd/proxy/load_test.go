@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/meshvirt/meshvirt/test/lab"
 )
 
 // serverMarker marks the process that is far in TestBinaryLoad, so that it has descriptors of its own.
@@ -125,7 +127,7 @@ func TestBinaryLoad(t *testing.T) {
 	if n := open(); n != 0 {
 		t.Fatalf("%d connections are open before the test", n)
 	}
-	before, pipes := p.files(), p.pipes()
+	before, pipes := p.files(), p.files("pipe")
 
 	conns := make([]*net.TCPConn, idle+busy)
 	each(t, 16, conns, func(i int) error {
@@ -135,7 +137,7 @@ func TestBinaryLoad(t *testing.T) {
 		}
 		conns[i] = c
 		c.SetDeadline(time.Now().Add(3 * time.Minute))
-		return ping(c)
+		return lab.Ping(c)
 	})
 	if n := open(); n != len(conns) {
 		t.Errorf("%d connections are open, want %d", n, len(conns))
@@ -145,7 +147,7 @@ func TestBinaryLoad(t *testing.T) {
 	}
 
 	each(t, busy, conns[:busy], func(i int) error { return converse(conns[i], i) })
-	each(t, 16, conns[busy:], func(i int) error { return ping(conns[busy+i]) })
+	each(t, 16, conns[busy:], func(i int) error { return lab.Ping(conns[busy+i]) })
 	p.await("the busy ones gone", func() bool { return open() == idle })
 	const keptPipes = 2 * 2 // ends of the pipes that a loop keeps for the next burst
 	if n := p.files() - before - 2*idle; n < 0 || n > keptPipes {
@@ -157,7 +159,7 @@ func TestBinaryLoad(t *testing.T) {
 	if n := p.files() - before; n < 0 || n > keptPipes {
 		t.Errorf("%d descriptors are left, want %d at most", n, keptPipes)
 	}
-	if n := p.pipes() - pipes; n > keptPipes {
+	if n := p.files("pipe") - pipes; n > keptPipes {
 		t.Errorf("%d ends of pipes are left, want %d at most", n, keptPipes)
 	}
 	if n := p.metric(client, `resets_total{direction="outbound"}`); n != 0 {
@@ -263,7 +265,7 @@ func BenchmarkIdleConnection(b *testing.B) {
 		open := func(n int) {
 			for range n {
 				c := dial(b, port)
-				if err := ping(c); err != nil {
+				if err := lab.Ping(c); err != nil {
 					b.Fatal(err)
 				}
 				conns = append(conns, c)

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/test/lab"
 )
 
 // Whatever keeps the relay from running, the error says what to do.
@@ -71,7 +72,7 @@ func TestBinary(t *testing.T) {
 		}
 	}
 	c := dial(t, serve(t))
-	if err := ping(c); err != nil {
+	if err := lab.Ping(c); err != nil {
 		t.Fatal(err)
 	}
 	if n := p.metric(http.DefaultClient, `bytes_total{direction="outbound",from="client"}`); n != 4 {
@@ -86,7 +87,7 @@ func TestBinary(t *testing.T) {
 		code, body, err := p.get(http.DefaultClient, "/readyz")
 		return err == nil && code == http.StatusServiceUnavailable && strings.Contains(body, "draining")
 	})
-	if err := ping(c); err != nil {
+	if err := lab.Ping(c); err != nil {
 		t.Errorf("while draining: %v", err)
 	}
 	c.Close()
@@ -111,11 +112,11 @@ func TestWithoutBinary(t *testing.T) {
 func TestBinaryCuts(t *testing.T) {
 	p := start(t, "", encode(t, func(p *plan.Plan) { p.Proxy.DrainSeconds = 1 }))
 	c := dial(t, serve(t))
-	if err := ping(c); err != nil {
+	if err := lab.Ping(c); err != nil {
 		t.Fatal(err)
 	}
 	p.cmd.Process.Signal(syscall.SIGTERM)
-	if _, err := c.Read(make([]byte, 1)); !isReset(err) {
+	if _, err := c.Read(make([]byte, 1)); !lab.IsReset(err) {
 		t.Errorf("the open connection ended with %v, want a reset", err)
 	}
 	if err := p.wait(); err != nil {
@@ -128,7 +129,7 @@ func TestBinaryRaisesSoftLimit(t *testing.T) {
 	start(t, "ulimit -Sn 150; ulimit -Hn 1000", encode(t, nil))
 	port := serve(t)
 	for i := range 300 {
-		if err := ping(dial(t, port)); err != nil {
+		if err := lab.Ping(dial(t, port)); err != nil {
 			t.Fatalf("connection %d: %v", i, err)
 		}
 	}
@@ -143,11 +144,11 @@ func TestBinaryFull(t *testing.T) {
 	for range 100 {
 		c, err := tryDial(t, port)
 		if err == nil {
-			err = ping(c)
+			err = lab.Ping(c)
 		}
 		if err == nil {
 			open = append(open, c)
-		} else if isReset(err) {
+		} else if lab.IsReset(err) {
 			refused++
 		} else {
 			t.Fatal(err)
@@ -166,7 +167,7 @@ func TestBinaryFull(t *testing.T) {
 		t.Errorf("%d refusals counted, want %d", n, refused)
 	}
 	for _, c := range open {
-		if err := ping(c); err != nil {
+		if err := lab.Ping(c); err != nil {
 			t.Errorf("an open connection: %v", err)
 		}
 		c.Close()
@@ -174,7 +175,7 @@ func TestBinaryFull(t *testing.T) {
 	p.await("the descriptors back", func() bool {
 		return p.metric(http.DefaultClient, `connections_open{direction="outbound"}`) == 0
 	})
-	if err := ping(dial(t, port)); err != nil {
+	if err := lab.Ping(dial(t, port)); err != nil {
 		t.Errorf("afterwards: %v", err)
 	}
 }
@@ -184,7 +185,7 @@ func TestBinaryAcceptFails(t *testing.T) {
 	p := start(t, "", encode(t, nil))
 	port := serve(t)
 	first := dial(t, port)
-	if err := ping(first); err != nil {
+	if err := lab.Ping(first); err != nil {
 		t.Fatal(err)
 	}
 	// One connection for all questions below: there will be no descriptor for another.
@@ -207,12 +208,12 @@ func TestBinaryAcceptFails(t *testing.T) {
 	if n := p.metric(client, "accept_errors_total") - errorsBefore; n < 1 || n > 40 {
 		t.Errorf("%d more errors in a second, want some 12", n)
 	}
-	if err := ping(first); err != nil {
+	if err := lab.Ping(first); err != nil {
 		t.Errorf("the open connection meanwhile: %v", err)
 	}
 	p.limitFiles("1000:")
 	for i, c := range waiting {
-		if err := ping(c); err != nil {
+		if err := lab.Ping(c); err != nil {
 			t.Errorf("client %d that had to wait: %v", i, err)
 		}
 	}
@@ -227,7 +228,7 @@ func TestBinaryWithoutPipes(t *testing.T) {
 				takePipes(t)
 			}
 			p := start(t, "", encode(t, nil))
-			before := p.pipes()
+			before := p.files("pipe")
 			c := dial(t, serve(t))
 			go func() {
 				io.Copy(c, io.LimitReader(rand.NewChaCha8([32]byte{1}), 64<<20))
@@ -239,7 +240,7 @@ func TestBinaryWithoutPipes(t *testing.T) {
 			if !bytes.Equal(got.Sum(nil), want.Sum(nil)) {
 				t.Errorf("%d bytes came back (%v), not those that were sent", n, err)
 			}
-			if n := p.pipes() - before; (n == 0) != taken {
+			if n := p.files("pipe") - before; (n == 0) != taken {
 				t.Errorf("the relay keeps %d ends of pipes", n)
 			}
 		})

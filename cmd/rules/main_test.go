@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/rules"
+	"github.com/meshvirt/meshvirt/test/lab"
 )
 
 // maxSize of the stripped program, in bytes: every VM's pod pulls it.
@@ -69,28 +69,15 @@ type container struct {
 // root with these capabilities only, without new privileges, in a root directory that has no /proc.
 func inContainer(t *testing.T, dir, env string, caps ...uintptr) container {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("this test makes a network namespace: run it as root")
-		}
-		t.Skip("this test makes a network namespace: run it as root")
-	}
+	lab.NeedRoot(t)
 	var c container
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlock: the thread ends with its namespace and limits
-		done <- c.run(dir, env, caps)
-	}()
-	if err := <-done; err != nil {
+	if err := lab.InNamespace(func() error { return c.run(dir, env, caps) }); err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
 
 func (c *container) run(dir, env string, caps []uintptr) error {
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		return err
-	}
 	for x := uintptr(0); x <= unix.CAP_LAST_CAP; x++ {
 		if !slices.Contains(caps, x) {
 			unix.Prctl(unix.PR_CAPBSET_DROP, x, 0, 0, 0) // fails for what this kernel does not know

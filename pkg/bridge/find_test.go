@@ -14,32 +14,23 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/meshvirt/meshvirt/test/lab"
 )
 
 // inNamespace runs f on a thread of its own in a network namespace of its own. ip runs ip(8) there.
 func inNamespace(t *testing.T, f func(ip func(args ...string))) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("this test makes a network namespace: run it as root")
-		}
-		t.Skip("this test makes a network namespace: run it as root")
-	}
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlock: the thread ends with its namespace
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- err
-			return
-		}
+	lab.NeedRoot(t)
+	err := lab.InNamespace(func() error {
 		f(func(args ...string) {
 			if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
 				t.Errorf("ip %s: %v\n%s", strings.Join(args, " "), err, out)
 			}
 		})
-		done <- nil
-	}()
-	if err := <-done; err != nil {
+		return nil
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/meshvirt/meshvirt/test/lab"
 )
 
 // Datagrams of any size pass both ways, and answers come from the address that was asked.
@@ -197,7 +200,7 @@ func TestOffPath(t *testing.T) {
 
 // State is bounded: who was silent longest makes place, and first of all who has its answers.
 func TestClientsAreBounded(t *testing.T) {
-	before := sockets(t)
+	before := lab.Descriptors(t, os.Getpid(), "socket")
 	r := start(t, Config{Clients: 8})
 	s := serve(t, server4)
 	answered := ask(t, guest4, gate4)
@@ -234,7 +237,7 @@ func TestClientsAreBounded(t *testing.T) {
 	}
 	r.wantMetric("clients", "", 8)
 	r.wantMetric("dropped_total", Evicted, 92)
-	if n := sockets(t) - before - own; n != 1+8 {
+	if n := lab.Descriptors(t, os.Getpid(), "socket") - before - own; n != 1+8 {
 		t.Errorf("the forwarder has %d sockets, want its listener and 8", n)
 	}
 	if Descriptors(1, 8) != 2+1+8 {
@@ -295,9 +298,9 @@ func TestExhausted(t *testing.T) {
 	r := start(t, Config{})
 	go serve(t, server4).echo()
 	g := ask(t, guest4, gate4)
-	restore := limit(t, 3)
+	restore := lab.LimitFiles(t, 3)
 	g.send("full")
-	await(t, "the query dropped", func() bool { return r.metric("dropped_total", Exhausted) == 1 })
+	lab.Await(t, "the query dropped", func() bool { return r.metric("dropped_total", Exhausted) == 1 })
 	restore()
 	g.send("again")
 	if got := g.receive(); got != "again" {
@@ -307,14 +310,14 @@ func TestExhausted(t *testing.T) {
 
 // Stop lets answers in that are under way, and no further query.
 func TestStop(t *testing.T) {
-	before, goroutines := sockets(t), runtime.NumGoroutine()
+	before, goroutines := lab.Descriptors(t, os.Getpid(), "socket"), runtime.NumGoroutine()
 	t.Run("answered", func(t *testing.T) {
 		r := start(t, Config{})
 		s, g := serve(t, server4), ask(t, guest4, gate4)
 		g.send("early")
 		_, from := s.next()
 		r.Stop(time.Minute)
-		await(t, "the listener closed to queries", func() bool {
+		lab.Await(t, "the listener closed to queries", func() bool {
 			g.send("late")
 			time.Sleep(20 * time.Millisecond) // it may have been taken still
 			was := r.metric("queries_total", "")
@@ -349,15 +352,15 @@ func TestStop(t *testing.T) {
 		}
 		r.wantMetric("dropped_total", Stopped, 1)
 	})
-	if n := sockets(t); n != before {
+	if n := lab.Descriptors(t, os.Getpid(), "socket"); n != before {
 		t.Errorf("%d sockets are open, before %d", n, before)
 	}
-	await(t, "the goroutines end", func() bool { return runtime.NumGoroutine() <= goroutines })
+	lab.Await(t, "the goroutines end", func() bool { return runtime.NumGoroutine() <= goroutines })
 }
 
 func TestNewRefuses(t *testing.T) {
 	start(t, Config{})
-	before := sockets(t)
+	before := lab.Descriptors(t, os.Getpid(), "socket")
 	for want, cfg := range map[string]Config{
 		"15253":                  {Port: port, Servers: []netip.Addr{server4}},
 		"address already in use": {Port: port - 1, Servers: []netip.Addr{server4, server6}},
@@ -367,7 +370,7 @@ func TestNewRefuses(t *testing.T) {
 			t.Errorf("error is %v, want %q in it", err, want)
 		}
 	}
-	if n := sockets(t); n != before {
+	if n := lab.Descriptors(t, os.Getpid(), "socket"); n != before {
 		t.Errorf("%d sockets are open, before %d", n, before)
 	}
 	if c, err := net.ListenPacket("udp", fmt.Sprintf(":%d", port-1)); err != nil {

@@ -7,17 +7,13 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
-	"os/exec"
-	"runtime"
-	"strconv"
-	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/sys/unix"
+
+	"github.com/meshvirt/meshvirt/test/lab"
 )
 
 // The tests run in a network namespace of their own with one host: it has the addresses of the guest and of its
@@ -40,23 +36,7 @@ var (
 const port = 15253
 
 func TestMain(m *testing.M) {
-	const marker = "MESHVIRT_DNS_LAB"
-	if os.Getenv(marker) == "" {
-		runtime.LockOSThread() // Pdeathsig is about the thread
-		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-		cmd.Env = append(os.Environ(), marker+"=1")
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-		if err := cmd.Run(); err != nil {
-			fmt.Fprintln(os.Stderr, "run the tests in a network namespace (want root):", err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	if out, err := exec.Command("sh", "-ec", network).CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build the network (want root and ip): %v\n%s", err, out)
-		os.Exit(1)
-	}
+	lab.Enter(network)
 	for _, a := range []netip.Addr{guest6, gate6, netip.MustParseAddr("fd10:0:2::9"), server6} {
 		if err := awaitAddress(a); err != nil {
 			fmt.Fprintln(os.Stderr, "build the network:", err)
@@ -138,18 +118,12 @@ func (r *running) metric(name string, reason Reason) int {
 	if reason != "" {
 		name += fmt.Sprintf("{reason=%q}", reason)
 	}
-	_, rest, found := strings.Cut(w.Body.String(), "\nmeshvirt_proxy_dns_"+name+" ")
-	value, _, _ := strings.Cut(rest, "\n")
-	n, err := strconv.Atoi(value)
-	if !found || err != nil {
-		r.t.Fatalf("no series %s in\n%s", name, w.Body)
-	}
-	return n
+	return lab.Metric(r.t, w.Body.String(), "meshvirt_proxy_dns_"+name)
 }
 
 func (r *running) wantMetric(name string, reason Reason, want int) {
 	r.t.Helper()
-	await(r.t, fmt.Sprintf("%s %s be %d, but %d", name, reason, want, r.metric(name, reason)), func() bool { return r.metric(name, reason) == want })
+	lab.Await(r.t, fmt.Sprintf("%s %s be %d, but %d", name, reason, want, r.metric(name, reason)), func() bool { return r.metric(name, reason) == want })
 }
 
 // udpSocket is a UDP socket bound to an address, of the kernel's port if that is 0.
@@ -235,49 +209,5 @@ func (s server) echo() {
 			return
 		}
 		s.WriteToUDPAddrPort(b[:n], from)
-	}
-}
-
-// await fails the test unless cond becomes true.
-func await(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	for range 3000 {
-		if cond() {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatalf("never saw %s", what)
-}
-
-// sockets counts this process's sockets.
-func sockets(t *testing.T) (n int) {
-	t.Helper()
-	list, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range list {
-		if to, _ := os.Readlink("/proc/self/fd/" + e.Name()); strings.HasPrefix(to, "socket:") {
-			n++
-		}
-	}
-	return n
-}
-
-// limit changes the soft limit of descriptors for a time.
-func limit(t *testing.T, files uint64) (restore func()) {
-	t.Helper()
-	var old unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: files, Max: old.Max}); err != nil {
-		t.Fatal(err)
-	}
-	return func() {
-		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
-			t.Fatal(err)
-		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/meshvirt/meshvirt/pkg/sockopt"
+	"github.com/meshvirt/meshvirt/test/lab"
 )
 
 // benchMarker names the relay that a child of the test process is, if it is one.
@@ -46,7 +47,7 @@ func BenchmarkRelay(b *testing.B) {
 			}
 		}},
 		{"ping", func(b *testing.B) {
-			c := p.dial(b, p.server.listen(b, echo))
+			c := p.dial(b, p.server.listen(b, lab.Echo))
 			b.ResetTimer()
 			for range b.N {
 				ping(b, c)
@@ -89,7 +90,7 @@ func startProcess(b *testing.B, relay string) {
 	})
 	// Not by a dial to the relay itself: the plain one would dial itself for ever.
 	port := world.listen(b, func(*net.TCPConn) {})
-	await(b, "the relay", func() bool {
+	lab.Await(b, "the relay", func() bool {
 		c, err := guest.dial(netip.Addr{}, netip.AddrPortFrom(world4, port))
 		if err == nil {
 			c.Close()

@@ -4,9 +4,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/meshvirt/meshvirt/test/lab"
 )
 
 // udp opens a UDP socket of a host.
@@ -41,7 +44,7 @@ func TestDNS(t *testing.T) {
 		t.Run(c.guest.String(), func(t *testing.T) {
 			r := start(t, Config{DNSPort: dnsPort, Nameservers: []netip.Addr{world4, world6}, Interfaces: []string{"k6t-eth0"}, Drain: time.Minute})
 			p := paths()[i] // TCP first: it sends again what is lost while hosts that are new look for each other
-			first := p.dial(t, p.server.listen(t, echo))
+			first := p.dial(t, p.server.listen(t, lab.Echo))
 			ping(t, first)
 			first.Close()
 			server, client := world.udp(t, netip.AddrPortFrom(c.server, 53)), guest.udp(t, netip.AddrPortFrom(c.guest, 0))
@@ -68,7 +71,7 @@ func TestDNS(t *testing.T) {
 			answer("one", ask("one?"))
 			to := ask("two?")
 			r.drain()
-			await(t, "the drain", func() bool { code, _ := r.get("/readyz"); return code == 503 })
+			lab.Await(t, "the drain", func() bool { code, _ := r.get("/readyz"); return code == 503 })
 			select {
 			case err := <-r.ended:
 				t.Fatalf("run returned %v while a query was under way", err)
@@ -91,10 +94,10 @@ func TestDNS(t *testing.T) {
 func TestDNSWhileDraining(t *testing.T) {
 	r := start(t, Config{DNSPort: dnsPort, Nameservers: []netip.Addr{world4}, Drain: time.Minute})
 	p := paths()[0]
-	c := p.dial(t, p.server.listen(t, echo))
+	c := p.dial(t, p.server.listen(t, lab.Echo))
 	ping(t, c)
 	r.drain()
-	await(t, "the drain", func() bool { code, _ := r.get("/readyz"); return code == 503 })
+	lab.Await(t, "the drain", func() bool { code, _ := r.get("/readyz"); return code == 503 })
 	server, client := world.udp(t, netip.AddrPortFrom(world4, 53)), guest.udp(t, netip.AddrPortFrom(guest4, 0))
 	for i := range 3 {
 		client.WriteToUDPAddrPort([]byte("still?"), netip.AddrPortFrom(world4, 53))
@@ -125,7 +128,7 @@ func TestDNSFromElsewhere(t *testing.T) {
 	if _, err := posing.WriteToUDPAddrPort([]byte("?"), netip.AddrPortFrom(pod4, dnsPort)); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the query dropped", func() bool { return r.metric(`dns_dropped_total{reason="stranger"}`) == 1 })
+	lab.Await(t, "the query dropped", func() bool { return r.metric(`dns_dropped_total{reason="stranger"}`) == 1 })
 	if n := r.metric("dns_queries_total"); n != 0 {
 		t.Errorf("%d queries counted, want none", n)
 	}
@@ -142,12 +145,12 @@ func TestDNSConfig(t *testing.T) {
 		r.wait()
 	}
 	pod.udp(t, netip.AddrPortFrom(netip.IPv6Unspecified(), dnsPort))
-	before := files(t)
+	before := lab.Descriptors(t, os.Getpid())
 	_, err := New(Config{OutboundPort: outPort, InboundPort: inPort, StatusPort: statPort, DNSPort: dnsPort, Nameservers: []netip.Addr{world4}})
 	if want := fmt.Sprintf("port %d: bind: address already in use", dnsPort); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("error is %v, want %q in it", err, want)
 	}
-	if n := files(t); n != before {
+	if n := lab.Descriptors(t, os.Getpid()); n != before {
 		t.Errorf("%d descriptors are open, before %d", n, before)
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/meshvirt/meshvirt/test/lab"
 )
 
 // A dial that fails resets that client, is counted by reason, and leaves the others alone.
@@ -46,7 +46,7 @@ func TestDialFailure(t *testing.T) {
 			}
 			t.Run(p.name+" "+c.reason, func(t *testing.T) {
 				r := start(t, Config{DialTimeout: c.within})
-				other := p.dial(t, p.server.listen(t, echo))
+				other := p.dial(t, p.server.listen(t, lab.Echo))
 				ping(t, other)
 				p.wantRefused(t, c.port)
 				ping(t, other)
@@ -73,10 +73,8 @@ func TestDialFailure(t *testing.T) {
 // ping sees whether an echo connection works.
 func ping(t testing.TB, c net.Conn) {
 	t.Helper()
-	got := make([]byte, 4)
-	io.WriteString(c, "ping")
-	if _, err := io.ReadFull(c, got); err != nil || string(got) != "ping" {
-		t.Errorf("echo gave %q and %v", got, err)
+	if err := lab.Ping(c); err != nil {
+		t.Errorf("ping: %v", err)
 	}
 }
 
@@ -84,7 +82,7 @@ func ping(t testing.TB, c net.Conn) {
 func TestDialTimeoutEndsWithDial(t *testing.T) {
 	start(t, Config{DialTimeout: 100 * time.Millisecond})
 	p := paths()[0]
-	c := p.dial(t, p.server.listen(t, echo))
+	c := p.dial(t, p.server.listen(t, lab.Echo))
 	ping(t, c)
 	if err := world.nft("table inet mute { chain in { type filter hook input priority 0; tcp flags & (syn|fin) == 0 drop\n}\n}"); err != nil {
 		t.Fatal(err)
@@ -197,7 +195,7 @@ func TestUntracked(t *testing.T) {
 func TestNoGuestAddress(t *testing.T) {
 	r := start(t, Config{GuestIPv4: guest4})
 	for _, p := range paths()[2:] {
-		port := p.server.listen(t, echo)
+		port := p.server.listen(t, lab.Echo)
 		if p.target.Is4() {
 			ping(t, p.dial(t, port))
 		} else {
@@ -212,21 +210,12 @@ func TestNoGuestAddress(t *testing.T) {
 // With no descriptors left for another flow, new clients are refused, and the flows that are open go
 // on. The descriptors of the status server are never touched.
 func TestFull(t *testing.T) {
-	var files unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
-		t.Fatal(err)
-	}
 	const flows = 4
-	low := unix.Rlimit{Cur: reservedFiles + loopFiles + 2*flows, Max: files.Max}
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &low); err != nil {
-		t.Fatal(err)
-	}
+	restore := lab.LimitFiles(t, reservedFiles+loopFiles+2*flows)
 	r := start(t, Config{})
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
-		t.Fatal(err)
-	}
+	restore()
 	p := paths()[0]
-	port := p.server.listen(t, echo)
+	port := p.server.listen(t, lab.Echo)
 	var open []*net.TCPConn
 	for range flows {
 		open = append(open, p.dial(t, port))
@@ -242,7 +231,7 @@ func TestFull(t *testing.T) {
 		ping(t, c)
 	}
 	open[0].Close()
-	await(t, "the first one closed", func() bool { return r.metric(`connections_open{direction="outbound"}`) == flows-1 })
+	lab.Await(t, "the first one closed", func() bool { return r.metric(`connections_open{direction="outbound"}`) == flows-1 })
 	ping(t, p.dial(t, port))
 }
 

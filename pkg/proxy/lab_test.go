@@ -14,14 +14,13 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"strconv"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/meshvirt/meshvirt/test/lab"
 )
 
 // The lab is a pod between a guest and the world:
@@ -64,29 +63,12 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, benchRelay(name))
 		os.Exit(1)
 	}
-	const marker = "MESHVIRT_PROXY_LAB"
-	if os.Getenv(marker) == "" {
-		os.Exit(inNewNamespace(marker))
-	}
+	lab.Enter("")
 	if err := build(); err != nil {
 		fmt.Fprintln(os.Stderr, "build the lab (want root, ip and nft):", err)
 		os.Exit(1)
 	}
 	os.Exit(m.Run())
-}
-
-// inNewNamespace runs this very test in a network namespace of its own.
-func inNewNamespace(marker string) int {
-	runtime.LockOSThread() // Pdeathsig is about the thread
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), marker+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "run the tests in a network namespace (want root):", err)
-		return 1
-	}
-	return 0
 }
 
 func build() (err error) {
@@ -215,25 +197,7 @@ func (h host) listen(t testing.TB, serve func(*net.TCPConn)) uint16 {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	var open sync.WaitGroup
-	open.Go(func() {
-		for {
-			c, err := ln.AcceptTCP()
-			if err != nil {
-				return
-			}
-			c.SetDeadline(time.Now().Add(time.Minute))
-			open.Go(func() {
-				defer c.Close()
-				serve(c)
-			})
-		}
-	})
-	t.Cleanup(func() {
-		ln.Close()
-		open.Wait()
-	})
-	return uint16(ln.Addr().(*net.TCPAddr).Port)
+	return lab.Serve(t, ln, serve)
 }
 
 // A path is one way through the relay.
@@ -330,19 +294,10 @@ func start(t testing.TB, cfg Config) *relay {
 // usage is what this process holds.
 type usage struct{ descriptors, pipes, goroutines int }
 
-func used(t testing.TB) (u usage) {
+func used(t testing.TB) usage {
 	t.Helper()
-	list, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range list {
-		if to, _ := os.Readlink("/proc/self/fd/" + e.Name()); strings.HasPrefix(to, "pipe:") {
-			u.pipes++
-		}
-	}
-	u.descriptors, u.goroutines = len(list), runtime.NumGoroutine()
-	return u
+	pid := os.Getpid()
+	return usage{lab.Descriptors(t, pid), lab.Descriptors(t, pid, "pipe"), runtime.NumGoroutine()}
 }
 
 // wantNothingLeft checks, after all that the test registers from now on, that it holds no more than now.
@@ -385,35 +340,7 @@ func (r *relay) get(path string) (code int, body string) {
 func (r *relay) metric(series string) int {
 	r.t.Helper()
 	_, body := r.get("/metrics")
-	for line := range strings.Lines(body) {
-		if value, ok := strings.CutPrefix(line, "meshvirt_proxy_"+series+" "); ok {
-			n, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
-			if err != nil {
-				r.t.Fatal(err)
-			}
-			return int(n)
-		}
-	}
-	r.t.Fatalf("no series %s in\n%s", series, body)
-	return 0
-}
-
-// await fails the test unless cond becomes true.
-func await(t testing.TB, what string, cond func() bool) {
-	t.Helper()
-	for range 3000 {
-		if cond() {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatalf("never saw %s", what)
-}
-
-// echo sends everything back, then its FIN. It hides what c is from io.Copy, which would use pipes.
-func echo(c *net.TCPConn) {
-	io.CopyBuffer(struct{ io.Writer }{c}, struct{ io.Reader }{c}, make([]byte, 16<<10))
-	c.CloseWrite()
+	return lab.Metric(r.t, body, "meshvirt_proxy_"+series)
 }
 
 // noise is n bytes that only seed determines.
@@ -430,9 +357,6 @@ func sum(t testing.TB, r io.Reader) string {
 	}
 	return fmt.Sprintf("%d bytes, sha256 %x", n, h.Sum(nil))
 }
-
-// isReset reports whether the other side broke the connection.
-func isReset(err error) bool { return errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) }
 
 // wantReset checks that c ends with RST, not with a FIN.
 func wantReset(t testing.TB, c net.Conn) {

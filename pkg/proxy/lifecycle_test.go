@@ -15,12 +15,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/meshvirt/meshvirt/test/lab"
 )
 
 func TestDrain(t *testing.T) {
 	r := start(t, Config{Drain: time.Minute})
 	p := paths()[0]
-	port := p.server.listen(t, echo)
+	port := p.server.listen(t, lab.Echo)
 	c := p.dial(t, port)
 	ping(t, c)
 	if code, body := r.get("/readyz"); code != 200 {
@@ -28,7 +30,7 @@ func TestDrain(t *testing.T) {
 	}
 
 	r.drain()
-	await(t, "the listeners closed", func() bool {
+	lab.Await(t, "the listeners closed", func() bool {
 		again, err := p.client.dial(p.source, c.RemoteAddr().(*net.TCPAddr).AddrPort())
 		if err == nil {
 			again.Close()
@@ -69,7 +71,7 @@ func TestDrainCuts(t *testing.T) {
 		t.Run(drain.String(), func(t *testing.T) {
 			r := start(t, Config{Drain: drain})
 			p := paths()[3]
-			c := p.dial(t, p.server.listen(t, echo))
+			c := p.dial(t, p.server.listen(t, lab.Echo))
 			ping(t, c)
 			r.drain()
 			wantReset(t, c)
@@ -112,14 +114,14 @@ func TestLivezNeedsTheLoop(t *testing.T) {
 
 func TestPortInUse(t *testing.T) {
 	start(t, Config{})
-	before := files(t)
+	before := lab.Descriptors(t, os.Getpid())
 	for range 3 {
 		_, err := New(Config{OutboundPort: outPort, InboundPort: inPort, StatusPort: statPort})
 		if err == nil || !strings.Contains(err.Error(), "15201") || !strings.Contains(err.Error(), "address already in use") {
 			t.Errorf("error is %v, want one that names the port", err)
 		}
 	}
-	if n := files(t); n != before {
+	if n := lab.Descriptors(t, os.Getpid()); n != before {
 		t.Errorf("%d descriptors are open, before %d", n, before)
 	}
 }
@@ -128,7 +130,7 @@ func TestPortInUse(t *testing.T) {
 func TestLoops(t *testing.T) {
 	r := start(t, Config{Loops: 2})
 	p := paths()[0]
-	port := p.server.listen(t, echo)
+	port := p.server.listen(t, lab.Echo)
 	for range 32 {
 		ping(t, p.dial(t, port))
 	}
@@ -172,15 +174,15 @@ func TestMetricNames(t *testing.T) {
 
 // Flows that ended, in whatever way, leave nothing behind but two idle pipes at most.
 func TestNoLeak(t *testing.T) {
-	filesBefore, goroutinesBefore := files(t), runtime.NumGoroutine()
+	filesBefore, goroutinesBefore := lab.Descriptors(t, os.Getpid()), runtime.NumGoroutine()
 	t.Run("flows", func(t *testing.T) {
 		r := start(t, Config{Drain: time.Minute})
-		running := files(t)
+		running := lab.Descriptors(t, os.Getpid())
 		for i := range 300 {
 			p := paths()[i%4]
 			var port uint16
 			t.Run("one", func(t *testing.T) {
-				port = p.server.listen(t, echo)
+				port = p.server.listen(t, lab.Echo)
 				c := p.dial(t, port)
 				switch i % 5 {
 				case 0: // clean
@@ -199,36 +201,26 @@ func TestNoLeak(t *testing.T) {
 				c.Close()
 			})
 		}
-		await(t, "all flows end", func() bool {
+		lab.Await(t, "all flows end", func() bool {
 			return r.metric(`connections_open{direction="outbound"}`)+r.metric(`connections_open{direction="inbound"}`) == 0
 		})
-		if n := files(t); n > running+2*idlePipes {
+		if n := lab.Descriptors(t, os.Getpid()); n > running+2*idlePipes {
 			t.Errorf("%d descriptors are open after 300 flows, before %d", n, running)
 		}
 		if l := r.loops[0]; l.pipes.made > idlePipes || len(l.turns) > 0 {
 			t.Errorf("the loop has %d pipes and %d turns, want at most %d and none", l.pipes.made, len(l.turns), idlePipes)
 		}
 	})
-	if n := files(t); n != filesBefore {
+	if n := lab.Descriptors(t, os.Getpid()); n != filesBefore {
 		t.Errorf("%d descriptors are open after the relay ended, before %d", n, filesBefore)
 	}
-	await(t, "the goroutines end", func() bool { return runtime.NumGoroutine() <= goroutinesBefore })
-}
-
-// files counts this process's descriptors.
-func files(t *testing.T) int {
-	t.Helper()
-	list, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(list)
+	lab.Await(t, "the goroutines end", func() bool { return runtime.NumGoroutine() <= goroutinesBefore })
 }
 
 // Both sockets of a flow have what keeps it alive and quick, and nothing of the dial's time-out.
 func TestSocketOptions(t *testing.T) {
 	eachPath(t, func(t *testing.T, r *relay, p path) {
-		c := p.dial(t, p.server.listen(t, echo))
+		c := p.dial(t, p.server.listen(t, lab.Echo))
 		ping(t, c)
 		l := r.loops[0]
 		sockets := make(chan int, 2)
@@ -268,8 +260,8 @@ func TestIdleConnectionIsCheap(t *testing.T) {
 	const flows = 500
 	p := paths()[0]
 	var conns []*net.TCPConn
-	port := p.server.listen(t, echo)
-	before, goroutines, descriptors := heap(), runtime.NumGoroutine(), files(t)
+	port := p.server.listen(t, lab.Echo)
+	before, goroutines, descriptors := heap(), runtime.NumGoroutine(), lab.Descriptors(t, os.Getpid())
 	for range flows {
 		conns = append(conns, p.dial(t, port))
 		ping(t, conns[len(conns)-1])
@@ -278,7 +270,7 @@ func TestIdleConnectionIsCheap(t *testing.T) {
 	if n := runtime.NumGoroutine() - goroutines; n > flows {
 		t.Errorf("%d goroutines for %d connections, want the server's only", n, flows)
 	}
-	if n := files(t) - descriptors; n > 4*flows {
+	if n := lab.Descriptors(t, os.Getpid()) - descriptors; n > 4*flows {
 		t.Errorf("%d descriptors for %d connections, want 4 each", n, flows)
 	}
 	t.Logf("heap per connection, client and server included: %d bytes", (heap()-before)/flows)

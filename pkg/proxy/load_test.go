@@ -18,6 +18,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/meshvirt/meshvirt/test/lab"
 )
 
 // gigabyte goes each way in TestGigabyte.
@@ -44,7 +46,7 @@ func TestGigabyte(t *testing.T) {
 			if err := <-atServer; err != nil {
 				t.Errorf("the server: %v", err)
 			}
-			await(t, "the connection closed", func() bool { return r.metric(`connections_open{direction="outbound"}`) == 0 })
+			lab.Await(t, "the connection closed", func() bool { return r.metric(`connections_open{direction="outbound"}`) == 0 })
 			for _, from := range []string{"client", "server"} {
 				if n := r.metric(fmt.Sprintf("bytes_total{direction=\"outbound\",from=%q}", from)); n != gigabyte {
 					t.Errorf("%d bytes of the %s's counted, want %d", n, from, gigabyte)
@@ -141,7 +143,7 @@ func TestResetMidTransfer(t *testing.T) {
 				seen := make(chan error, 1)
 				conn := p.dial(t, p.server.listen(t, func(s *net.TCPConn) { seen <- c.sees(s) }))
 				c.breaks(conn)
-				if err := <-seen; !isReset(err) {
+				if err := <-seen; !lab.IsReset(err) {
 					t.Errorf("the server saw %v, want a reset", err)
 				}
 			})
@@ -152,7 +154,7 @@ func TestResetMidTransfer(t *testing.T) {
 					c.breaks(s)
 				}))
 				conn.Write([]byte{0})
-				if err := c.sees(conn); !isReset(err) {
+				if err := c.sees(conn); !lab.IsReset(err) {
 					t.Errorf("the client saw %v, want a reset", err)
 				}
 			})
@@ -221,7 +223,7 @@ func TestDialsThatHang(t *testing.T) {
 	})
 	r := start(t, Config{DialTimeout: 2 * time.Second})
 	p := paths()[0]
-	other := p.dial(t, p.server.listen(t, echo))
+	other := p.dial(t, p.server.listen(t, lab.Echo))
 	ping(t, other)
 	idle := used(t)
 	var hanging []*net.TCPConn
@@ -256,7 +258,7 @@ func TestSYNFlood(t *testing.T) {
 	})
 	r := start(t, Config{})
 	p := paths()[0]
-	port := p.server.listen(t, echo)
+	port := p.server.listen(t, lab.Echo)
 	early := p.dial(t, port)
 	ping(t, early)
 	before, cookies := used(t), syncookies(t)
@@ -276,7 +278,7 @@ func TestSYNFlood(t *testing.T) {
 		}
 	}
 	raw.Close()
-	await(t, "the kernel send cookies", func() bool { return syncookies(t) > cookies })
+	lab.Await(t, "the kernel send cookies", func() bool { return syncookies(t) > cookies })
 	ping(t, early)
 	for range 10 {
 		ping(t, p.dial(t, port))

@@ -2,11 +2,11 @@ package proxy
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"sync"
 	"testing"
@@ -15,7 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"github.com/meshvirt/meshvirt/pkg/sockopt"
+	"github.com/meshvirt/meshvirt/test/lab"
 )
 
 // Several megabytes go both ways at once, and the server sees the address that the design promises.
@@ -48,7 +48,7 @@ func TestRelay(t *testing.T) {
 		if a := <-peer; a != p.seen {
 			t.Errorf("the server saw the client as %s, want %s", a, p.seen)
 		}
-		await(t, "the connection closed", func() bool {
+		lab.Await(t, "the connection closed", func() bool {
 			return r.metric(fmt.Sprintf("connections_open{direction=%q}", p.dir)) == 0
 		})
 		for series, want := range map[string]int{
@@ -78,7 +78,7 @@ func TestRelayWithoutRules(t *testing.T) {
 		}
 	})
 	for _, p := range paths() {
-		port := p.server.listen(t, echo)
+		port := p.server.listen(t, lab.Echo)
 		err := p.client.do(func() error {
 			d := net.Dialer{Timeout: 300 * time.Millisecond}
 			if p.source.IsValid() {
@@ -157,7 +157,7 @@ func TestFINDuringDial(t *testing.T) {
 	p := paths()[0]
 	c := p.dial(t, port)
 	c.CloseWrite()
-	await(t, "the dial", func() bool { return r.metric(`connections_open{direction="outbound"}`) == 1 })
+	lab.Await(t, "the dial", func() bool { return r.metric(`connections_open{direction="outbound"}`) == 1 })
 	if code, body := r.get("/livez"); code != 200 { // so the loop has seen the FIN
 		t.Fatal(body)
 	}
@@ -173,7 +173,7 @@ func TestServerSpeaksFirst(t *testing.T) {
 	eachPath(t, func(t *testing.T, _ *relay, p path) {
 		port := p.server.listen(t, func(c *net.TCPConn) {
 			io.WriteString(c, "220 ready")
-			echo(c)
+			lab.Echo(c)
 		})
 		c := p.dial(t, port)
 		for _, want := range []string{"220 ready", "HELO", "QUIT"} {
@@ -191,122 +191,9 @@ func TestServerSpeaksFirst(t *testing.T) {
 	})
 }
 
-func TestReset(t *testing.T) {
-	eachPath(t, func(t *testing.T, r *relay, p path) {
-		t.Run("by client", func(t *testing.T) {
-			ended := make(chan error, 1)
-			port := p.server.listen(t, func(c *net.TCPConn) {
-				c.Write([]byte("x"))
-				_, err := c.Read(make([]byte, 1))
-				ended <- err
-			})
-			c := p.dial(t, port)
-			io.ReadFull(c, make([]byte, 1))
-			c.SetLinger(0)
-			c.Close()
-			if err := <-ended; !errors.Is(err, unix.ECONNRESET) {
-				t.Errorf("the server saw %v, want %v", err, unix.ECONNRESET)
-			}
-		})
-		t.Run("by server", func(t *testing.T) {
-			port := p.server.listen(t, func(c *net.TCPConn) {
-				c.Read(make([]byte, 1))
-				c.SetLinger(0)
-			})
-			c := p.dial(t, port)
-			c.Write([]byte("x"))
-			wantReset(t, c)
-		})
-		t.Run("after an answer", func(t *testing.T) {
-			port := p.server.listen(t, func(c *net.TCPConn) {
-				c.Read(make([]byte, 1)) // not all of it: closing then resets
-				io.WriteString(c, "413 too large")
-			})
-			c := p.dial(t, port)
-			c.Write(make([]byte, 100))
-			answer := make([]byte, len("413 too large"))
-			if _, err := io.ReadFull(c, answer); err != nil || string(answer) != "413 too large" {
-				t.Errorf("the client read %q and %v, want the answer", answer, err)
-			}
-			wantReset(t, c)
-		})
-		if n := r.metric(fmt.Sprintf("resets_total{direction=%q}", p.dir)); n != 3 {
-			t.Errorf("%d resets counted, want 3", n)
-		}
-	})
-}
-
-// The kernel tells of a reset once, and splice may have swallowed it. What is left looks much like the
-// end of the stream, and must not become one.
-func TestResetWithoutError(t *testing.T) {
-	eachPath(t, func(t *testing.T, r *relay, p path) {
-		ended := make(chan error, 1)
-		port := p.server.listen(t, func(c *net.TCPConn) {
-			ping(t, c)
-			_, err := c.Read(make([]byte, 1))
-			ended <- err
-		})
-		c := p.dial(t, port)
-		io.CopyN(c, c, 4)
-		l := r.loops[0]
-		var taken error
-		held, release := make(chan bool), make(chan bool)
-		l.post(t.Context(), func() {
-			close(held)
-			<-release // until then the loop sees nothing
-			for _, e := range l.ends {
-				if e != nil && e == &e.flow.client {
-					taken = sockopt.Error(e.fd)
-				}
-			}
-		})
-		<-held
-		c.SetLinger(0)
-		c.Close()
-		close(release)
-		if err := <-ended; !errors.Is(err, unix.ECONNRESET) {
-			t.Errorf("the server saw %v, want %v", err, unix.ECONNRESET)
-		}
-		if err := r.ping(t.Context()); err != nil || taken != unix.ECONNRESET {
-			t.Errorf("the test took %v (%v), want %v", taken, err, unix.ECONNRESET)
-		}
-	})
-}
-
-// A connection may get the descriptors of one that ended in the same round of the loop, for which
-// events are still to come. They are not its own.
-func TestStaleEvent(t *testing.T) {
-	r := start(t, Config{})
-	p := paths()[0]
-	reset := make(chan bool)
-	old := p.dial(t, p.server.listen(t, func(c *net.TCPConn) {
-		ping(t, c)
-		<-reset
-		c.SetLinger(0)
-		c.Close()
-		reset <- true
-	}))
-	io.CopyN(old, old, 4)
-	port := p.server.listen(t, echo)
-
-	held, release := make(chan bool), make(chan bool)
-	r.loops[0].post(t.Context(), func() {
-		close(held)
-		<-release
-	})
-	<-held // what follows is one batch of events, in this order
-	old.SetLinger(0)
-	old.Close()
-	c := p.dial(t, port)
-	reset <- true
-	<-reset
-	close(release)
-	ping(t, c)
-}
-
 // Pipes are few, are used again, and never with somebody else's bytes in them.
 func TestPipes(t *testing.T) {
-	before := files(t)
+	before := lab.Descriptors(t, os.Getpid())
 	var p pipes
 	defer p.close()
 	var taken []*pipe
@@ -325,7 +212,7 @@ func TestPipes(t *testing.T) {
 	for _, x := range taken {
 		p.put(x)
 	}
-	if n := files(t) - before; n != 2*idlePipes || p.made != idlePipes {
+	if n := lab.Descriptors(t, os.Getpid()) - before; n != 2*idlePipes || p.made != idlePipes {
 		t.Errorf("%d descriptors are open and %d pipes counted, want %d pipes", n, p.made, idlePipes)
 	}
 	for range idlePipes {
@@ -368,7 +255,7 @@ func TestBackPressure(t *testing.T) {
 		if held, limit := heap()-before, flows*(copySize+16<<10)+1<<20; held > limit {
 			t.Errorf("%d blocked connections hold %d bytes of heap, want at most %d", flows, held, limit)
 		}
-		await(t, "a loop that sleeps", func() bool {
+		lab.Await(t, "a loop that sleeps", func() bool {
 			wakeups := r.metric("loop_wakeups_total")
 			time.Sleep(100 * time.Millisecond)
 			return r.metric("loop_wakeups_total")-wakeups < 10 // the look itself wakes it

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/meshvirt/meshvirt/test/lab"
 )
 
 // A script is one random conversation. Both sides send at once, in random pieces, and read in random
@@ -115,7 +117,7 @@ func (s script) play(c *net.TCPConn, me string) error {
 		c.Close()
 		return nil
 	}
-	if err == nil || isReset(wrote) { // the kernel tells of a reset once, to whoever asks first
+	if err == nil || lab.IsReset(wrote) { // the kernel tells of a reset once, to whoever asks first
 		err = wrote
 	}
 	return err
@@ -143,7 +145,7 @@ func TestStreams(t *testing.T) {
 			}
 			for who, err := range map[string]error{"client": err, "server": <-serverSaw} {
 				broken := s.resetBy != "" && s.resetBy != who
-				if broken && isReset(err) {
+				if broken && lab.IsReset(err) {
 					mu.Lock()
 					resets++
 					mu.Unlock()
@@ -157,7 +159,7 @@ func TestStreams(t *testing.T) {
 	if resets < 10 {
 		t.Errorf("%d streams were reset, want more to have tested something", resets)
 	}
-	await(t, "all flows end", func() bool {
+	lab.Await(t, "all flows end", func() bool {
 		return r.metric(`connections_open{direction="outbound"}`)+r.metric(`connections_open{direction="inbound"}`) == 0
 	})
 	if n := r.metric(`connections_total{direction="outbound"}`) + r.metric(`connections_total{direction="inbound"}`); n != streams {

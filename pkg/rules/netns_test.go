@@ -6,11 +6,12 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
-	"runtime"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	testlab "github.com/meshvirt/meshvirt/test/lab"
 )
 
 // A netns is a network namespace of a test. It has no name and goes when its last user has gone.
@@ -18,47 +19,22 @@ type netns struct{ *os.File }
 
 func newNetns(t testing.TB) netns {
 	t.Helper()
-	needRoot(t)
+	testlab.NeedRoot(t)
 	var ns netns
-	err := onThread(func() error {
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			ns.File, err = os.Open("/proc/thread-self/ns/net")
-		}
+	err := testlab.InNamespace(func() (err error) {
+		ns.File, err = os.Open("/proc/thread-self/ns/net")
 		return err
 	})
 	if err != nil {
-		t.Fatalf("make a network namespace: %v", err)
+		t.Fatal(err)
 	}
 	t.Cleanup(func() { ns.Close() })
 	return ns
 }
 
-// needRoot skips a test that could not make namespaces, which is an error where tests must be complete.
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatal("this test makes network namespaces: run it as root")
-	}
-	t.Skip("this test makes network namespaces: run it as root")
-}
-
-// onThread runs f on a thread of its own, which is thrown away afterwards with all that f did to it.
-func onThread(f func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlock: the runtime then ends the thread
-		done <- f()
-	}()
-	return <-done
-}
-
 // do runs f in the namespace, as uid where that matters: for the owner of sockets.
 func (ns netns) do(uid int, f func() error) error {
-	return onThread(func() error {
+	return testlab.OnThread(func() error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter network namespace: %w", err)
 		}

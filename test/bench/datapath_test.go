@@ -13,21 +13,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/meshvirt/meshvirt/pkg/plan"
-	"github.com/meshvirt/meshvirt/test/e2e/netlab/netns"
+	"github.com/meshvirt/meshvirt/test/lab"
 )
-
-// needRoot skips a test for other users, but not where all tests must run.
-func needRoot(t *testing.T) {
-	t.Helper()
-	if err := netns.Check(); err != nil && os.Getenv("CI") != "true" {
-		t.Skip(err)
-	}
-}
 
 // TestDataPath runs the whole suite with the shortest slices. Every path must carry data where it should
 // (see path.verify), every figure be one, every goal be of a result, and the tables have all of it.
 func TestDataPath(t *testing.T) {
-	needRoot(t)
+	lab.NeedRoot(t)
 	d := &dataPath{rounds: 1, slice: 20 * time.Millisecond, idle: 200, cidrs: []int{10}, log: t.Logf}
 	results, err := d.run()
 	if err != nil {
@@ -90,7 +82,7 @@ func readPage(t *testing.T) []byte {
 
 // A path whose relay is not there, or whose traffic goes past its sidecar, is no path.
 func TestPathRefused(t *testing.T) {
-	needRoot(t)
+	lab.NeedRoot(t)
 	image, err := dataPlane(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -12,16 +12,14 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/meshvirt/meshvirt/pkg/plan"
-	"github.com/meshvirt/meshvirt/test/e2e/netlab/netns"
+	testlab "github.com/meshvirt/meshvirt/test/lab"
 	"github.com/meshvirt/meshvirt/tools"
 )
 
-// needRoot skips a test for other users, but not where all tests must run.
+// needRoot is for tests that make labs of this tree.
 func needRoot(t *testing.T) {
 	t.Helper()
-	if err := netns.Check(); err != nil && os.Getenv("CI") != "true" {
-		t.Skip(err)
-	}
+	testlab.NeedRoot(t)
 	if err := tools.Uses("cmd", "pkg", "test/corpus", "test/e2e/netlab"); err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/vm"
+	"github.com/meshvirt/meshvirt/test/lab"
 	"github.com/meshvirt/meshvirt/tools"
 )
 
@@ -35,7 +36,7 @@ var firstNode = vm.Extra{
 // rules of mode ambient the guest loses its TCP, because no ztunnel listens in the pod: mode off is for such a mesh.
 func TestFirstAmbient(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
+	lab.NeedRoot(t)
 	labnode, err := Build(t.Context(), "test/e2e/netlab/labnode")
 	do(t, err)
 	firstform, err := Build(t.Context(), "test/e2e/netlab/firstform")

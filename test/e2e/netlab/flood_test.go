@@ -15,6 +15,7 @@ import (
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/agent"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/packet"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/vm"
+	"github.com/meshvirt/meshvirt/test/lab"
 )
 
 const (
@@ -33,7 +34,7 @@ func TestFlood(t *testing.T) {
 			l := attackLab(t, mode, kubevirtModes["istio mode"], nil)
 			relay := l.containers[len(l.containers)-1].Pid()
 			serves(t, l)
-			files, memory := descriptors(t, relay), resident(t, relay)
+			files, memory := lab.Descriptors(t, relay), resident(t, relay)
 			check := func(when string, more int) {
 				t.Helper()
 				serves(t, l)
@@ -126,20 +127,13 @@ func serves(t *testing.T, l *Lab) {
 	t.Fatalf("a new connection is not served: %s", last)
 }
 
-func descriptors(t *testing.T, pid int) int {
-	t.Helper()
-	all, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	do(t, err)
-	return len(all)
-}
-
 // wantDescriptors waits until the process has about so many: others that ask it come and go.
 func wantDescriptors(t *testing.T, pid, want int, when string) {
 	t.Helper()
 	const others = 8
 	var got int
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if got = descriptors(t, pid); want-others <= got && got <= want+others {
+		if got = lab.Descriptors(t, pid); want-others <= got && got <= want+others {
 			return
 		}
 	}

@@ -13,9 +13,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/meshvirt/meshvirt/test/e2e/netlab/netns"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/sidecar"
 	"github.com/meshvirt/meshvirt/test/e2e/netlab/vm"
+	"github.com/meshvirt/meshvirt/test/lab"
 )
 
 // machine is one virtual machine for all tests: the guest of one pod after the other.
@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 // useVM gives the machine to a test until its end.
 func useVM(t *testing.T) *vm.VM {
 	t.Helper()
-	needRoot(t)
+	lab.NeedRoot(t)
 	machine.Lock()
 	t.Cleanup(machine.Unlock)
 	if machine.vm == nil {
@@ -57,17 +57,9 @@ func useVM(t *testing.T) *vm.VM {
 	return machine.vm
 }
 
-// needRoot skips a test for other users, but not where all tests must run.
-func needRoot(t *testing.T) {
-	t.Helper()
-	if err := netns.Check(); err != nil && os.Getenv("CI") != "true" {
-		t.Skip(err)
-	}
-}
-
 func newLab(t *testing.T, o Options) *Lab {
 	t.Helper()
-	needRoot(t)
+	lab.NeedRoot(t)
 	l, err := New(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
