@@ -96,6 +96,7 @@ remove /metadata/annotations/traffic.sidecar.istio.io~1kubevirtInterfaces
 add /metadata/annotations/meshvirt.io~1status
 add /metadata/annotations/meshvirt.io~1undo
 add /metadata/annotations/traffic.sidecar.istio.io~1excludeInterfaces
+add /spec/volumes/-
 replace /spec/initContainers/0/args
 add /spec/initContainers/1`
 	if s := strings.Join(got, "\n"); !a.Allowed || s != want {

@@ -36,6 +36,7 @@ type podParts struct {
 		Volumes                       []volumeParts    `json:"volumes"`
 		HostNetwork                   bool             `json:"hostNetwork"`
 		TerminationGracePeriodSeconds *int64           `json:"terminationGracePeriodSeconds"`
+		AutomountServiceAccountToken  *bool            `json:"automountServiceAccountToken"`
 	} `json:"spec"`
 }
 
@@ -137,13 +138,15 @@ func (p *podParts) pod() (*corev1.Pod, error) {
 		Spec: corev1.PodSpec{
 			InitContainers: containers(p.Spec.InitContainers), Containers: containers(p.Spec.Containers),
 			HostNetwork: p.Spec.HostNetwork, TerminationGracePeriodSeconds: p.Spec.TerminationGracePeriodSeconds,
+			AutomountServiceAccountToken: p.Spec.AutomountServiceAccountToken,
 		},
 	}
 	for _, v := range p.Spec.Volumes {
+		named := corev1.Volume{Name: v.Name}
 		if v.Image != nil && v.Others != nil { // whichever the other source is, it may not be
-			mixed := corev1.VolumeSource{Image: &corev1.ImageVolumeSource{}, EmptyDir: &corev1.EmptyDirVolumeSource{}}
-			pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: v.Name, VolumeSource: mixed})
+			named.VolumeSource = corev1.VolumeSource{Image: &corev1.ImageVolumeSource{}, EmptyDir: &corev1.EmptyDirVolumeSource{}}
 		}
+		pod.Spec.Volumes = append(pod.Spec.Volumes, named)
 	}
 	// Amounts answer one question: is the pod Guaranteed? With a container that is not limited it is not.
 	for _, list := range [][]containerParts{p.Spec.Containers, p.Spec.InitContainers} {

@@ -126,6 +126,7 @@ func checkCorpusPod(t *testing.T, pod *corev1.Pod, facts Facts, mode plan.Mode) 
 			return c.Name == templates.RulesName || c.Name == templates.ProxyName
 		})
 		p.Spec.InitContainers[container(p.Spec.InitContainers, istioInit, istioValidation)].Args = nil
+		p.Spec.Volumes = slices.DeleteFunc(p.Spec.Volumes, noToken)
 		for _, k := range []string{annotations.Status, annotations.Undo, mesh.AnnotationKubevirtInterfaces, mesh.AnnotationRerouteInterfaces, mesh.AnnotationExcludeInterfaces} {
 			delete(p.Annotations, k)
 		}

@@ -59,6 +59,30 @@ func (s *state) put(pod *corev1.Pod, index int, c corev1.Container) Reason {
 	return ""
 }
 
+// withholdToken keeps the pod's API token out of our containers, which have no use for it: one of them handles whatever the guest
+// sends. It also spares every webhook a second review: API servers mount the token into containers that are put in, and
+// ask again about the pod that they have changed.
+func withholdToken(pod *corev1.Pod, s *state) Reason {
+	if automount := pod.Spec.AutomountServiceAccountToken; automount != nil && !*automount {
+		return ""
+	}
+	var withheld bool
+	for i := range pod.Spec.InitContainers {
+		if !ours(pod.Spec.InitContainers[i].Name) {
+			continue
+		}
+		c, added := templates.WithoutToken(pod.Spec.InitContainers[i])
+		pod.Spec.InitContainers[i], withheld = c, withheld || added
+	}
+	if withheld && !slices.ContainsFunc(pod.Spec.Volumes, noToken) {
+		pod.Spec.Volumes = append(slices.Clip(pod.Spec.Volumes), templates.NoToken())
+		s.changed("volume %s: added, in the place of the pod's API token in MeshVirt's containers", templates.NoTokenName)
+	}
+	return ""
+}
+
+func noToken(v corev1.Volume) bool { return v.Name == templates.NoTokenName }
+
 func ours(container string) bool {
 	return container == templates.RulesName || container == templates.ProxyName
 }

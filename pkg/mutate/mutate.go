@@ -88,6 +88,7 @@ var steps = []Step{
 	{"move the interface", moveInterface},
 	{"inject the rules", injectRules},
 	{"inject the proxy", injectProxy},
+	{"withhold the API token", withholdToken},
 	{"say what is around the pod", sayFacts},
 	{"write the status", writeStatus},
 	{"record what was there before", writeRecord},

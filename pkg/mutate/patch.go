@@ -11,12 +11,12 @@ import (
 )
 
 // Patch gives the JSON patch (RFC 6902) that makes before into after, for the changes that Apply and
-// Undo make: annotations, command and arguments of init containers, our own containers put in,
+// Undo make: annotations, command and arguments of init containers, our own containers and volume put in,
 // replaced or taken out. It is minimal and addresses only what changed, so fields that this program's Kubernetes library does not
 // know stay byte for byte as they are. A diff of the marshalled pods would cost more than the whole
 // admission, and would drop or misplace such fields: lists are compared by index there.
 func Patch(before, after *corev1.Pod) []jsonpatch.Operation {
-	ops := patchAnnotations(before.Annotations, after.Annotations)
+	ops := append(patchAnnotations(before.Annotations, after.Annotations), patchVolumes(before.Spec.Volumes, after.Spec.Volumes)...)
 	if len(before.Spec.InitContainers) == 0 && len(after.Spec.InitContainers) > 0 {
 		return append(ops, jsonpatch.NewOperation("add", "/spec/initContainers", after.Spec.InitContainers))
 	}
@@ -50,6 +50,21 @@ func Patch(before, after *corev1.Pod) []jsonpatch.Operation {
 	}
 	remove(fmt.Sprintf("/spec/initContainers/%d", len(after.Spec.InitContainers)))
 	return ops
+}
+
+func patchVolumes(before, after []corev1.Volume) []jsonpatch.Operation {
+	was, is := slices.IndexFunc(before, noToken), slices.IndexFunc(after, noToken)
+	switch {
+	case was < 0 && is >= 0 && len(before) == 0:
+		return []jsonpatch.Operation{jsonpatch.NewOperation("add", "/spec/volumes", after)}
+	case was < 0 && is >= 0:
+		return []jsonpatch.Operation{jsonpatch.NewOperation("add", "/spec/volumes/-", after[is])}
+	case was >= 0 && is < 0 && len(before) == 1:
+		return []jsonpatch.Operation{jsonpatch.NewOperation("remove", "/spec/volumes", nil)}
+	case was >= 0 && is < 0:
+		return []jsonpatch.Operation{jsonpatch.NewOperation("remove", fmt.Sprintf("/spec/volumes/%d", was), nil)}
+	}
+	return nil
 }
 
 func patchList(path string, before, after []string) []jsonpatch.Operation {

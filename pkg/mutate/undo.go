@@ -57,6 +57,10 @@ func Undo(pod *corev1.Pod) (*corev1.Pod, Changes, error) {
 		}
 		return ours(have.Name)
 	})
+	if slices.ContainsFunc(out.Spec.Volumes, noToken) {
+		out.Spec.Volumes = slices.DeleteFunc(slices.Clone(out.Spec.Volumes), noToken)
+		c.made("volume %s: removed", templates.NoTokenName)
+	}
 	for _, k := range annotations.Own {
 		restoreAnnotation(out, &c, k, nil)
 	}

@@ -4,6 +4,7 @@ package templates
 
 import (
 	"maps"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -19,6 +20,13 @@ const (
 	RulesProgram = "/meshvirt-rules"
 	ProxyProgram = "/meshvirt-proxy"
 )
+
+// NoTokenName names the empty volume that hides the pod's API token from our containers.
+const NoTokenName = "meshvirt-no-token"
+
+// tokenPath is where API servers mount the pod's token into every container that mounts nothing there itself
+// (ServiceAccount admission, https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/).
+const tokenPath = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 // DefaultImage is the data-plane image of this release.
 const DefaultImage = "ghcr.io/meshvirt/dataplane:" + plan.Release
@@ -84,6 +92,21 @@ func Proxy(p plan.Plan, image Image, guaranteed bool) (corev1.Container, error) 
 	}
 	sidecar(&c, "meshvirt-status", p.Proxy.StatusPort)
 	return c, nil
+}
+
+// NoToken is the volume for WithoutToken.
+func NoToken() corev1.Volume {
+	return corev1.Volume{Name: NoTokenName, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}
+}
+
+// WithoutToken gives a container that has nothing where API servers would mount the pod's token, and reports whether it had
+// to add that. What is mounted there already stays.
+func WithoutToken(c corev1.Container) (_ corev1.Container, added bool) {
+	if slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath == tokenPath }) {
+		return c, false
+	}
+	c.VolumeMounts = append(slices.Clip(c.VolumeMounts), corev1.VolumeMount{Name: NoTokenName, MountPath: tokenPath, ReadOnly: true})
+	return c, true
 }
 
 // sidecar makes c a native sidecar (KEP-753): an init container that keeps running, is up before the
