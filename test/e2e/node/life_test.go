@@ -202,7 +202,12 @@ func TestMountedCertificate(t *testing.T) {
 	_, err = c.Kubectl(ctx, "create", "secret", "tls", "meshvirt-tls", "-n", system, "--cert="+filepath.Join(dir, "tls.crt"), "--key="+filepath.Join(dir, "tls.key"))
 	do(t, err)
 	install(t, c, "--set=webhook.certificateSecret=meshvirt-tls", "--set-file=webhook.caBundle="+filepath.Join(dir, "ca.crt"))
-	if pod := launch(t, c, "vm-mounted", nil); !adapted(pod) {
-		t.Errorf("the pod is not adapted: annotations %v", pod.Annotations)
+	pod := launcher(t, c, "vm-mounted", nil)
+	await1(t, "the Service leads to the webhook", func() bool { // kube-proxy hears of ready pods when helm does
+		_, err := c.Admit(ctx, vms, pod, client.DryRunAll)
+		return err == nil
+	})
+	if pod, err = c.Admit(ctx, vms, pod); err != nil || !adapted(pod) {
+		t.Errorf("the pod is not adapted: error %v, %+v", err, pod)
 	}
 }
