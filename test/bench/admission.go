@@ -40,9 +40,7 @@ var sizes = []int{1, 10, 100, 1000}
 // pods of many containers.
 func admission() ([]Result, error) {
 	ctrllog.SetLogger(logr.Discard()) // the handler that allows has nothing to log
-	log := slog.New(slog.NewJSONHandler(io.Discard, nil))
-	config := mutate.Config{Image: templates.Image{Name: templates.DefaultImage}}
-	ours := admit.New(config, log, prometheus.NewRegistry())
+	ours := handler()
 	noop := &ctrl.Webhook{Handler: ctrl.HandlerFunc(func(context.Context, ctrl.Request) ctrl.Response { return ctrl.Allowed("") })}
 
 	pod, err := recorded()
@@ -76,6 +74,12 @@ func admission() ([]Result, error) {
 	}
 	bySize, err := admissionBySize(ours, noop, pod)
 	return append(results, bySize...), err
+}
+
+// handler is our own, with what it has by default.
+func handler() http.Handler {
+	config := mutate.Config{Image: templates.Image{Name: templates.DefaultImage}}
+	return admit.New(config, slog.New(slog.NewJSONHandler(io.Discard, nil)), prometheus.NewRegistry())
 }
 
 // admissionBySize shows that the cost is linear: a container costs the same among many as among few.
@@ -159,15 +163,24 @@ func recorded() ([]byte, error) {
 
 // patched is what the webhook makes of a pod.
 func patched(h http.Handler, pod []byte) ([]byte, error) {
-	var answer admissionv1.AdmissionReview
-	if err := json.Unmarshal(serve(h, reviewOf(pod)).Body.Bytes(), &answer); err != nil {
+	raw, err := patchFor(h, pod)
+	if err != nil {
 		return nil, err
 	}
-	patch, err := jsonpatch.DecodePatch(answer.Response.Patch)
+	patch, err := jsonpatch.DecodePatch(raw)
 	if err != nil {
 		return nil, err
 	}
 	return patch.Apply(pod)
+}
+
+// patchFor is the webhook's JSON patch for a pod.
+func patchFor(h http.Handler, pod []byte) ([]byte, error) {
+	var answer admissionv1.AdmissionReview
+	if err := json.Unmarshal(serve(h, reviewOf(pod)).Body.Bytes(), &answer); err != nil {
+		return nil, err
+	}
+	return answer.Response.Patch, nil
 }
 
 // withContainers adds n copies of the container compute.

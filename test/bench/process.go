@@ -168,8 +168,8 @@ type server struct {
 	ca      []byte
 }
 
-// start runs the program from dir, where compile put it.
-func (s side) start(ctx context.Context, dir string) (*server, error) {
+// start runs the program from dir, where compile put it, with more arguments than its own if need be.
+func (s side) start(ctx context.Context, dir string, more ...string) (*server, error) {
 	crt, key, err := cert.GenerateSelfSignedCertKey("localhost", []net.IP{net.IPv4(127, 0, 0, 1)}, nil)
 	if err != nil {
 		return nil, err
@@ -191,7 +191,7 @@ func (s side) start(ctx context.Context, dir string) (*server, error) {
 		side: s, ca: crt, url: fmt.Sprintf("https://127.0.0.1:%d%s", port, admit.Path),
 		client: &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, ForceAttemptHTTP2: true}},
 	}
-	r.cmd = exec.CommandContext(ctx, filepath.Join(dir, s.program), s.args(port, certificates)...)
+	r.cmd = exec.CommandContext(ctx, filepath.Join(dir, s.program), append(s.args(port, certificates), more...)...)
 	if s.program == "noop" {
 		r.cmd.Stderr = &r.log
 	} // the webhook logs a line a review, which nobody is to keep
