@@ -141,9 +141,14 @@ func (p *podParts) pod() (*corev1.Pod, error) {
 			AutomountServiceAccountToken: p.Spec.AutomountServiceAccountToken,
 		},
 	}
-	for _, v := range p.Spec.Volumes {
+	// A volume is large, and few are looked at: ours, spoilt ones, and the first for whether there are any.
+	for i, v := range p.Spec.Volumes {
+		mixed := v.Image != nil && v.Others != nil
+		if i > 0 && !mixed && v.Name != templates.NoTokenName {
+			continue
+		}
 		named := corev1.Volume{Name: v.Name}
-		if v.Image != nil && v.Others != nil { // whichever the other source is, it may not be
+		if mixed { // whichever the other source is, it may not be
 			named.VolumeSource = corev1.VolumeSource{Image: &corev1.ImageVolumeSource{}, EmptyDir: &corev1.EmptyDirVolumeSource{}}
 		}
 		pod.Spec.Volumes = append(pod.Spec.Volumes, named)
