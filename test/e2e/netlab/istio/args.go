@@ -24,6 +24,7 @@ type options struct {
 	excludeOutPorts              list // -o
 	inboundPorts, excludeInPorts list // -b, -d
 	virtual, exclude             list // -k, -c: interfaces
+	virtual4                     bool // only a recording tells: rules of IPv6 let virtual interfaces pass
 	skipApply, validation        bool // skipApply: or nothing is written for another reason
 	trace                        bool
 	tproxy                       bool              // -m

@@ -29,6 +29,11 @@ type Case struct {
 	ResolvConf    string   // /etc/resolv.conf of the run; empty if not known
 }
 
+// IPv6Only says that the pod had no address of IPv4, by which the program chose, not by its arguments.
+func (k Case) IPv6Only() bool {
+	return len(k.Addresses) > 0 && !slices.ContainsFunc(k.Addresses, func(a string) bool { return strings.Contains(a, ".") })
+}
+
 // Versions lists the recorded versions, the oldest first.
 func (c Corpus) Versions() ([]string, error) { return versions(c.FS) }
 
@@ -108,13 +113,23 @@ func (c Corpus) Recorded(k Case) (Rules, Settings, error) {
 		*f.text = string(b)
 	}
 	// Old versions do not look at the environment variable for it.
-	r.DualStack = r.IPv6 != "" || o.native && o.dual
-	o.dual = r.DualStack
+	r.DualStack = r.IPv6 != "" || o.native && (o.dual || k.IPv6Only())
+	o.dual, o.virtual4 = r.DualStack, lets6Pass(r, o)
 	s := o.settings()
 	if exempt := (saveText{4}).render("ISTIO_INBOUND", []rule{{proto: "tcp", dport: "22", jump: "RETURN"}}); strings.Contains(r.IPv4, exempt[0]) && !slices.Contains(s.ExcludeInPorts, 22) {
 		s.ExcludeInPorts = append(s.ExcludeInPorts, 22) // before 1.13, whatever the arguments say
 	}
 	return r, s, nil
+}
+
+// lets6Pass finds rules of IPv6 that return what comes from virtual interfaces, where those of IPv4 redirect all of it.
+// Istio 1.11 was recorded to write such, in a pod of IPv6 alone; 1.18 no more.
+func lets6Pass(r Rules, o options) bool {
+	if r.IPv6 == "" || len(o.virtual) == 0 || !o.includeCIDRs.all() {
+		return false
+	}
+	redirect := (saveText{6}).render("PREROUTING", []rule{{in: o.virtual[0], jump: "ISTIO_REDIRECT"}})
+	return !strings.Contains(r.IPv6, redirect[0])
 }
 
 // Adapted gives the rules that the run of a case would have left with arguments that differ from its
@@ -132,6 +147,8 @@ func (c Corpus) Adapted(k Case, args []string, env map[string]string) (Rules, er
 	if err != nil {
 		return Rules{}, err
 	}
+	was.virtual4 = lets6Pass(r, was)
+	o.virtual4 = was.virtual4
 	rest, wasRest := o, was
 	rest.virtual, rest.exclude, wasRest.virtual, wasRest.exclude = nil, nil, nil, nil
 	if got, want := fmt.Sprintf("%+v", rest), fmt.Sprintf("%+v", wasRest); got != want {

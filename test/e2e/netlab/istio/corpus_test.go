@@ -112,6 +112,45 @@ func TestAdaptedFromOtherRecordings(t *testing.T) {
 	}
 }
 
+// TestAdaptedFromOldIPv6: where the rules of IPv6 let the interface pass, it can be moved nonetheless.
+func TestAdaptedFromOldIPv6(t *testing.T) {
+	const rules6 = `*nat
+-A PREROUTING -i k6t-eth0 -j RETURN
+-A PREROUTING -i k6t-eth0 -j RETURN
+-A PREROUTING -i net1 -j RETURN
+-A PREROUTING -p tcp -j ISTIO_INBOUND
+-A OUTPUT -o net1 -j RETURN
+-A OUTPUT -p tcp -j ISTIO_OUTPUT
+COMMIT
+`
+	c, k := other(oddRules)
+	c.FS.(fstest.MapFS)["1.27.3/odd.ip6tables-save"] = &fstest.MapFile{Data: []byte(rules6)}
+	if _, s, err := c.Recorded(k); err != nil || !s.Virtual4 || !s.DualStack {
+		t.Errorf("got %+v, %v, want settings that say so", s, err)
+	}
+	for want, args := range map[string][]string{rules6: k.Args, strings.NewReplacer(
+		"-A PREROUTING -i k6t-eth0 -j RETURN\n-A PREROUTING -i k6t-eth0 -j RETURN\n-A PREROUTING -i net1 -j RETURN\n",
+		"-A PREROUTING -i net1 -j RETURN\n-A PREROUTING -i k6t-eth0 -j RETURN\n",
+		"-A OUTPUT -o net1 -j RETURN\n", "-A OUTPUT -o net1 -j RETURN\n-A OUTPUT -o k6t-eth0 -j RETURN\n",
+	).Replace(rules6): excluding(k.Args, "k6t-eth0")} {
+		got, err := c.Adapted(k, args, nil)
+		if diff := cmp.Diff(want, got.IPv6); diff != "" || err != nil {
+			t.Errorf("%v: %v (-want +got)\n%s", args, err, diff)
+		}
+	}
+}
+
+// TestIPv6Only: native nftables cover IPv6 in a pod that has nothing else, whatever the arguments say.
+func TestIPv6Only(t *testing.T) {
+	for addresses, want := range map[string]bool{"": false, "fd00::1/64": true, "10.0.0.1/24": false, "10.0.0.1/24 fd00::1/64": false} {
+		k := Case{Version: "1.31.0-rc.0", Name: "native-nft-k-k6t-eth0", Args: []string{"--native-nftables"}, Addresses: strings.Fields(addresses)}
+		r, s, err := Embedded().Recorded(k)
+		if k.IPv6Only() != want || r.DualStack != want || s.DualStack != want || err != nil {
+			t.Errorf("addresses %q: got %t, %t, %t, %v, want %t", addresses, k.IPv6Only(), r.DualStack, s.DualStack, err, want)
+		}
+	}
+}
+
 func TestAdaptedRefuses(t *testing.T) {
 	c, k := other(oddRules)
 	for name, f := range map[string]struct {

@@ -174,9 +174,13 @@ func excludedInbound(o options) (rules []rule) {
 }
 
 func prerouting(d dialect, o options) (rules []rule) {
+	all := "ISTIO_REDIRECT"
+	if o.virtual4 && d == (saveText{6}) {
+		all = "RETURN"
+	}
 	for _, dev := range o.virtual {
 		if o.includeCIDRs.all() {
-			rules = append(rules, rule{in: dev, jump: "ISTIO_REDIRECT"})
+			rules = append(rules, rule{in: dev, jump: all})
 		} else {
 			for _, c := range d.ours(o.includeCIDRs) {
 				rules = append(rules, rule{dst: c, in: dev, jump: "ISTIO_REDIRECT"})

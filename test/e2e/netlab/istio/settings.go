@@ -23,6 +23,7 @@ type Settings struct {
 	IncludeInPorts            []uint16
 	ExcludeInPorts            []uint16 // without effect unless InboundAll
 	Virtual                   []string // interfaces to reroute
+	Virtual4                  bool     // an old version, which reroutes them in IPv4 only
 }
 
 func (o options) settings() Settings {
@@ -32,7 +33,7 @@ func (o options) settings() Settings {
 		DualStack: o.dual, DNS: o.dns, DNSAll: o.dnsAll, SkipApply: o.skipApply,
 		OutboundAll: o.includeCIDRs.all(), InboundAll: o.inboundPorts.all(),
 		ExcludeCIDRs: o.excludeCIDRs.prefixes(), IncludeOutPorts: o.includeOutPorts.ports(), ExcludeOutPorts: o.excludeOutPorts.ports(),
-		ExcludeInPorts: o.excludeInPorts.ports(), Virtual: slices.Clone(o.virtual),
+		ExcludeInPorts: o.excludeInPorts.ports(), Virtual: slices.Clone(o.virtual), Virtual4: o.virtual4,
 	}
 	if !s.OutboundAll {
 		s.IncludeCIDRs = o.includeCIDRs.prefixes()
