@@ -55,6 +55,7 @@ func crossSection(t *testing.T, all []setup) []setup {
 		`istio-ambient .*dual-reroute\S*, exclusions\) .* KubeVirt \S+-noistio-ports-22-80-dual`,
 		`istio-ambient .*nodns, later, exclusions\)`,
 		`passt, istio`,
+		`masquerade, istio 1\.29\S* \(ipv6-only, exclusions\) by legacy, KubeVirt \S+-ipv6`,
 		`masquerade, istio \S+ \(tproxy-k, exclusions\) by nft, KubeVirt \S+-istio-ports-22-80-dual`,
 	} {
 		j := slices.IndexFunc(all, func(s setup) bool { return !s.large && regexp.MustCompile(pattern).MatchString(s.String()) })
@@ -140,8 +141,11 @@ func TestCrossSection(t *testing.T) {
 	}
 }
 
-// byTPROXY marks modes in a pod that the mesh intercepts so.
-const byTPROXY = " by TPROXY"
+// byTPROXY marks modes in a pod that the mesh intercepts so, inIPv6 those in one that has no IPv4.
+const (
+	byTPROXY = " by TPROXY"
+	inIPv6   = " in IPv6 alone"
+)
 
 // TestCrossSectionFails: without MeshVirt's containers the cells that MeshVirt is for are not as wanted.
 func TestCrossSectionFails(t *testing.T) {
@@ -150,7 +154,7 @@ func TestCrossSectionFails(t *testing.T) {
 	r := newTestRunner(t, c)
 	r.without = true
 	some := crossSection(t, all)
-	some = []setup{some[0], some[2], some[8], some[len(some)-1]}
+	some = []setup{some[0], some[2], some[8], some[len(some)-2], some[len(some)-1]}
 	some[0].whole = false
 	rows, err := r.run(t.Context(), some)
 	if err != nil {
@@ -159,8 +163,11 @@ func TestCrossSectionFails(t *testing.T) {
 	failed := map[plan.Mode][]string{}
 	for _, row := range rows {
 		mode := plan.Mode(row.Mode)
-		if strings.HasPrefix(row.Case, "tproxy") {
+		switch {
+		case strings.HasPrefix(row.Case, "tproxy"):
 			mode += byTPROXY
+		case strings.HasPrefix(row.Case, "ipv6-only"):
+			mode += inIPv6
 		}
 		if !row.OK {
 			failed[mode] = append(failed[mode], row.Flow)
@@ -170,6 +177,11 @@ func TestCrossSectionFails(t *testing.T) {
 		plan.Rules + byTPROXY:    "egress-pod ingress-listed probe attack-loopback",
 		plan.NATProxy + byTPROXY: "egress-pod ingress-listed probe attack-loopback",
 		plan.TProxy + byTPROXY:   "egress-pod ingress-listed probe attack-loopback",
+
+		plan.Native + inIPv6:   "attack-gateway",
+		plan.Rules + inIPv6:    "egress-pod ingress-listed probe udp-in hairpin attack-gateway",
+		plan.NATProxy + inIPv6: "egress-pod ingress-listed probe udp-in hairpin attack-gateway",
+		plan.TProxy + inIPv6:   "egress-pod ingress-listed probe udp-in hairpin attack-gateway",
 
 		plan.Native:   "attack-gateway attack-loopback",
 		plan.Rules:    "egress-pod egress-service egress-outside egress-banner egress-half-close ingress-listed ingress-ssh udp-in dns-udp hairpin attack-gateway attack-loopback",

@@ -35,22 +35,30 @@ type flow struct {
 
 // hosts are the lab's addresses in one family.
 type hosts struct {
-	family                                                       string
-	pod, peer, service, outside, dns, bridge, probe, node, spoof netip.Addr
+	family                                                              string
+	pod, peer, service, outside, dns, bridge, guest, probe, node, spoof netip.Addr
 }
 
 var families = []hosts{
-	{"ipv4", netlab.PodIP4, netlab.PeerIP4, netlab.ServiceIP4, netlab.OutsideIP4, netlab.DNSIP4, netlab.BridgeIP4, netlab.ProbeIP4, netlab.NodeIP4, netip.MustParseAddr("10.0.2.77")},
-	{"ipv6", netlab.PodIP6, netlab.PeerIP6, netlab.ServiceIP6, netlab.OutsideIP6, netlab.DNSIP6, netlab.BridgeIP6, netlab.ProbeIP6, netlab.NodeIP6, netip.Addr{}},
+	{"ipv4", netlab.PodIP4, netlab.PeerIP4, netlab.ServiceIP4, netlab.OutsideIP4, netlab.DNSIP4, netlab.BridgeIP4, netlab.GuestIP4, netlab.ProbeIP4, netlab.NodeIP4, netip.MustParseAddr("10.0.2.77")},
+	{"ipv6", netlab.PodIP6, netlab.PeerIP6, netlab.ServiceIP6, netlab.OutsideIP6, netlab.DNSIP6, netlab.BridgeIP6, netlab.GuestIP6, netlab.ProbeIP6, netlab.NodeIP6, netip.Addr{}},
+}
+
+// families are those of the pod.
+func (s setup) families() []hosts {
+	switch {
+	case s.ipv6Only:
+		return families[1:]
+	case s.dual:
+		return families
+	}
+	return families[:1]
 }
 
 // flows lists what is sent in a pod. What is excluded and included depends on what the mesh and the user say.
 func (s setup) flows() []flow {
 	var all []flow
-	for _, h := range families {
-		if h.family == "ipv6" && !s.dual {
-			continue
-		}
+	for _, h := range s.families() {
 		add := func(name string, f netlab.Flow) {
 			f.Name = name
 			all = append(all, flow{name, h.family, f})
@@ -86,7 +94,7 @@ func (s setup) flows() []flow {
 			s.attacks(h, add)
 		}
 	}
-	if s.vmi.Migration {
+	if s.vmi.Migration && !s.ipv6Only {
 		for _, port := range migrationPorts {
 			name := fmt.Sprintf("migration-port-%d", port)
 			to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port)

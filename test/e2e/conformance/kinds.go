@@ -67,25 +67,34 @@ func (f firsts) add(what, who string) (first string) {
 func (c corpus) essence(k istio.Case) string {
 	r, told, err := c.istio.Recorded(k)
 	text := comments.ReplaceAllString(r.IPv4+r.IPv6+r.NFT, "")
-	return fmt.Sprintf("%+v %v %s", told, err, text)
+	return fmt.Sprintf("%+v %v %t %s", told, err, k.IPv6Only(), text)
 }
 
 // comments of iptables-save have the time of day.
 var comments = regexp.MustCompile(`(?m)^#.*\n`)
 
-// A way is how Istio intercepts: by its own nftables or by iptables, inbound by TPROXY or REDIRECT.
-type way struct{ native, tproxy bool }
+// A way is how Istio intercepts: by its own nftables or by iptables, inbound by TPROXY or REDIRECT, and whether
+// in a pod of IPv6 alone.
+type way struct{ native, tproxy, ipv6 bool }
+
+var ways = []way{
+	{}, {native: true}, {tproxy: true}, {native: true, tproxy: true},
+	{ipv6: true}, {ipv6: true, native: true}, {ipv6: true, tproxy: true}, {ipv6: true, native: true, tproxy: true},
+}
 
 func (c corpus) wayOf(k istio.Case) way {
 	_, s, _ := c.istio.Recorded(k) // what cannot be read is found among those by iptables, to say so in its cells
-	return way{s.Native, s.TProxy}
+	return way{s.Native, s.TProxy, k.IPv6Only()}
 }
 
-func (w way) String() string {
+func (w way) String() (s string) {
 	if w.tproxy {
-		return ", TPROXY"
+		s += ", TPROXY"
 	}
-	return ""
+	if w.ipv6 {
+		s += ", IPv6 alone"
+	}
+	return s
 }
 
 // richness is how much of what can go wrong a case has: families, then DNS.

@@ -28,7 +28,7 @@ func (r *runner) start(ctx context.Context, l lab, machine *vm.VM) (*netlab.Lab,
 	if r.without {
 		pod.Spec.InitContainers = slices.DeleteFunc(slices.Clone(pod.Spec.InitContainers), func(c corev1.Container) bool { return strings.HasPrefix(c.Name, "meshvirt-") })
 	}
-	o := netlab.Options{DualStack: l.dual, Pod: pod, Image: r.image, Timeout: bulkBound}
+	o := netlab.Options{DualStack: l.dual, IPv6Only: l.ipv6Only, Pod: pod, Image: r.image, Timeout: bulkBound}
 	if l.guest == machineGuest {
 		o.VM = machine
 	}
@@ -154,9 +154,9 @@ func (l lab) serve(ctx context.Context, net *netlab.Lab) error {
 		return err
 	}
 	if !l.guestIsProcess() {
-		addrs := []netip.Addr{netlab.GuestIP4}
-		if l.dual {
-			addrs = append(addrs, netlab.GuestIP6)
+		var addrs []netip.Addr
+		for _, h := range l.families() {
+			addrs = append(addrs, h.guest)
 		}
 		return netlab.Open(ctx, net.Guest, tcp[netlab.Guest], udp, addrs...)
 	}

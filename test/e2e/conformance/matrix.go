@@ -74,7 +74,8 @@ type setup struct {
 	later   bool              // it joins the ambient mesh when the guest runs
 	vmi     kubevirt.Case
 	own     own
-	dual    bool // the pod has IPv6
+	// dual: the pod has IPv6, too. ipv6Only: it has nothing else.
+	dual, ipv6Only bool
 	// whole gives it the flows that take seconds, mode off, and the real guest; large only those of a gigabyte.
 	whole, large bool
 }
@@ -117,14 +118,21 @@ func matrix(c corpus, out io.Writer) ([]setup, error) {
 	if err != nil {
 		return nil, err
 	}
-	common, rare := c.kinds(vmis)
-	all, err := sidecarMatrix(c, common, rare, out)
+	ofIPv6 := func(v kubevirt.Case) bool { return v.PodIP["v4"] == "" }
+	common, rare := c.kinds(slices.DeleteFunc(slices.Clone(vmis), ofIPv6))
+	vmis6 := slices.DeleteFunc(vmis, func(v kubevirt.Case) bool { return !ofIPv6(v) })
+	all, err := sidecarMatrix(c, common, rare, slices.Concat(c.kinds(vmis6)), out)
 	if err != nil {
 		return nil, fmt.Errorf("corpus: istio-iptables: %w", err)
 	}
 	ambients, err := ambientMatrix(c, common, out)
 	if err != nil {
 		return nil, fmt.Errorf("corpus: istio-ambient: %w", err)
+	}
+	if !slices.ContainsFunc(all, func(s setup) bool { return s.ipv6Only }) {
+		for _, v := range vmis6 {
+			fmt.Fprintf(out, "left out: KubeVirt %s, case %s: no istio-init was recorded in a pod of IPv6 alone\n", v.Release, v.Name)
+		}
 	}
 	all = append(all, ambients...)
 	if len(all) == 0 {
@@ -143,9 +151,10 @@ func matrix(c corpus, out io.Writer) ([]setup, error) {
 }
 
 // sidecarMatrix: each version and backend meets each kind of KubeVirt's rules in the richest case, with
-// exclusions of the user's, and so does interception by TPROXY where its rules are not an older version's; every other case of a version, if no older version has the same, meets one kind
-// and one backend, both changing from case to case; and what is rare meets the last version.
-func sidecarMatrix(c corpus, common, rare []kind, out io.Writer) ([]setup, error) {
+// exclusions of the user's; so do interception by TPROXY and pods of IPv6 alone, the latter their own kinds, where their rules are not an older
+// version's; every other case of a version, if no older version has the same, meets one kind and one backend, both changing from case to case;
+// and what is rare meets the last version.
+func sidecarMatrix(c corpus, common, rare, ofIPv6 []kind, out io.Writer) ([]setup, error) {
 	versions, err := c.istio.Versions()
 	if err != nil {
 		return nil, err
@@ -161,15 +170,23 @@ func sidecarMatrix(c corpus, common, rare []kind, out io.Writer) ([]setup, error
 		if err != nil {
 			return nil, err
 		}
-		for _, w := range []way{{}, {native: true}, {tproxy: true}, {native: true, tproxy: true}} {
-			native, backends := w.native, backendsOf(w.native)
+		for _, w := range ways {
+			native, backends, kinds := w.native, backendsOf(w.native), common
+			if w.ipv6 {
+				kinds = ofIPv6
+			}
 			of := slices.DeleteFunc(slices.Clone(cases), func(k istio.Case) bool { return c.wayOf(k) != w })
 			if len(of) == 0 {
 				fmt.Fprintf(out, "left out: istio %s by %s%s: nothing was recorded\n", version, strings.Join(backends, " and "), w)
 				continue
 			}
+			if len(kinds) == 0 {
+				fmt.Fprintf(out, "left out: istio %s by %s%s: no VMI in such a pod was recorded\n", version, strings.Join(backends, " and "), w)
+				continue
+			}
 			rich := slices.MaxFunc(of, func(a, b istio.Case) int { return c.richness(a) - c.richness(b) })
-			if w.tproxy {
+			once := w.tproxy || w.ipv6
+			if once {
 				if was := seen.add(c.essence(rich), version); was != version {
 					fmt.Fprintf(out, "left out: istio %s, case %s: arguments and rules are those of %s\n", version, rich.Name, was)
 					of = slices.DeleteFunc(of, func(k istio.Case) bool { return k.Name == rich.Name })
@@ -179,10 +196,10 @@ func sidecarMatrix(c corpus, common, rare []kind, out io.Writer) ([]setup, error
 				last = nil
 			}
 			for _, b := range backends {
-				for _, k := range common {
+				for _, k := range kinds {
 					all = append(all, masquerade(version, b, rich, k.at(turn), exclusions))
 				}
-				if !w.tproxy && (!native || last == nil) {
+				if !once && (!native || last == nil) {
 					last = append(last, all[len(all)-1])
 				}
 				turn++
@@ -196,7 +213,7 @@ func sidecarMatrix(c corpus, common, rare []kind, out io.Writer) ([]setup, error
 					continue
 				}
 				backends := backendsOf(native)
-				all = append(all, masquerade(version, backends[turn%len(backends)], k, common[turn%len(common)].at(turn), own{}))
+				all = append(all, masquerade(version, backends[turn%len(backends)], k, kinds[turn%len(kinds)].at(turn), own{}))
 				turn++
 			}
 		}
@@ -235,7 +252,7 @@ func backendsOf(native bool) []string {
 func masquerade(version, backend string, k istio.Case, v kubevirt.Case, o own) setup {
 	return setup{
 		binding: "masquerade", mesh: sidecarMesh, version: version, backend: backend, istio: k, vmi: v, own: o,
-		dual: v.PodIP["v6"] != "",
+		dual: v.PodIP["v4"] != "" && v.PodIP["v6"] != "", ipv6Only: v.PodIP["v4"] == "",
 	}
 }
 
@@ -272,7 +289,7 @@ func ambientMatrix(c corpus, kinds []kind, out io.Writer) ([]setup, error) {
 	return all, nil
 }
 
-// markWhole chooses pods so that each mode meets each of KubeVirt's modes with one family and with both: they
+// markWhole chooses pods so that each mode meets each of KubeVirt's modes with either family and with both: they
 // get the real guest.
 func markWhole(all []setup) {
 	seen := map[string]bool{}
@@ -280,7 +297,7 @@ func markWhole(all []setup) {
 		if s.binding != "masquerade" || s.large {
 			continue
 		}
-		key := fmt.Sprint(s.mesh, s.vmi.Istio, s.dual, s.told.TProxy)
+		key := fmt.Sprint(s.mesh, s.vmi.Istio, s.dual, s.ipv6Only, s.told.TProxy)
 		if !seen[key] {
 			seen[key], all[i].whole = true, true
 		}

@@ -17,6 +17,9 @@ import (
 // TestEveryRowDecides: no row of the table of wants is dead, and each says why.
 func TestEveryRowDecides(t *testing.T) {
 	_, all := embedded(t)
+	old := ipv6Only(all)[0]
+	old.told.Virtual4 = true // as Istio 1.11, of which the lab has no recordings
+	all = append(all, old)
 	used := make([]int, len(wants))
 	for _, s := range all {
 		for _, mode := range s.modes() {

@@ -58,6 +58,7 @@ var wants = []row{
 	// Mode native is Istio's own way, with KubeVirt's rules as they come.
 	{"egress-* dns-tcp", native, and(not(served), inetRules, reroutedCIDR), refused, "Istio's nftables rules take IPv6 too, to where its proxy does not listen"},
 	{"egress-* dns-tcp", native, not(served), direct, "the mesh does not serve IPv6"},
+	{"egress-* dns-tcp", native, passes, direct, "this old Istio reroutes virtual interfaces in IPv4 only"},
 	{"egress-* dns-tcp", native, not(reroutedCIDR), direct, "the mesh was told of other CIDRs, and takes no list of ports for virtual interfaces"},
 	{"egress-* dns-tcp", native, excludedOut, meshed, "Istio's exclusions are for the pod's own processes"},
 	{"dns-udp", native, nil, direct, "Istio redirects UDP of the pod's own processes only"},
@@ -160,7 +161,10 @@ func kubevirtLetsIn(c cell) bool { return c.vmi.Istio && ipv4(c) }
 func reroutedCIDR(c cell) bool {
 	return c.told.OutboundAll || contains(c.told.IncludeCIDRs, c.flow.To.Addr())
 }
-func rerouted(c cell) bool { return served(c) && reroutedCIDR(c) }
+func rerouted(c cell) bool { return served(c) && reroutedCIDR(c) && !passes(c) }
+
+// passes: they let the family be.
+func passes(c cell) bool { return c.told.Virtual4 && !ipv4(c) }
 
 func excludedOut(c cell) bool {
 	to := c.flow.To
