@@ -98,6 +98,8 @@ func TestRefusesValues(t *testing.T) {
 		"a short digest":           {"image.dataPlane.digest=sha256:12", "at '/image/dataPlane/digest'"},
 		"a class with a capital":   {"priorityClassName=High", "at '/priorityClassName'"},
 		"a stolen selector label":  {"commonLabels.app\\.kubernetes\\.io/name=x", "invalid propertyName 'app.kubernetes.io/name'"},
+		"a label with a space":     {"podLabels.my team=x", "invalid propertyName 'my team'"},
+		"an annotation's bad key":  {"podAnnotations.a/b/c=x", "invalid propertyName 'a/b/c'"},
 		"everybody by a mistake":   {"networkPolicy.metricsFrom[0]=", "at '/networkPolicy/metricsFrom/0': got string, want object"},
 		"a wordy quantity":         {"dataPlane.proxyResources.limits.memory=lots", "at '/dataPlane/proxyResources/limits/memory'"},
 		"memory of no size":        {"dataPlane.rulesResources.limits.memory=0Mi", "at '/dataPlane/rulesResources/limits/memory'"},

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	"helm.sh/helm/v3/pkg/chart"
@@ -96,9 +97,12 @@ func checkChart(t *testing.T, c *chart.Chart, release chartutil.ReleaseOptions, 
 	if chartutil.ValidateReleaseName(release.Name) != nil || len(validation.IsDNS1123Label(release.Namespace)) > 0 {
 		return // refused by helm and by the API server
 	}
+	if !utf8.ValidString(fmt.Sprint(v)) {
+		return // YAML has no such text
+	}
 	b, err := yaml.Marshal(v)
 	if err != nil {
-		return // not UTF-8, and so no values either
+		return // a number that JSON does not have, such as .nan
 	}
 	values, err := chartutil.ReadValues(b)
 	if err != nil {
