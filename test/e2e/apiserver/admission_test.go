@@ -57,6 +57,7 @@ func testAdaptsWhatIstioInjected(t *testing.T, s *site) {
 		}
 
 		pod.Spec.InitContainers = slices.DeleteFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return isOurs(c.Name) })
+		pod.Spec.Volumes = slices.DeleteFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == templates.NoTokenName })
 		for _, key := range annotations.Own {
 			delete(pod.Annotations, key)
 		}
