@@ -1,6 +1,7 @@
 package mutate
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -54,20 +55,21 @@ func (a *ports) take(list ...uint16) {
 }
 
 // free takes n ports in a row: the usual ones, or the next that nobody has. Where there are none, as beside a
-// guest that lists every port, it gives the usual ones: the guest then does without them.
+// guest that lists every port, it gives the usual ones: the guest then does without them. It looks at each range
+// once: a pod under review may name as many as it has room for.
 func (a *ports) free(usual, n uint16) uint16 {
-	const last = 65535
-	for first := int(usual); first+int(n)-1 <= last; {
-		i := slices.IndexFunc(a.taken, func(r plan.PortRange) bool {
-			return int(r.First) < first+int(n) && first <= int(r.Last)
-		})
-		if i < 0 {
-			a.taken = append(a.taken, plan.PortRange{First: uint16(first), Last: uint16(first) + n - 1})
-			return uint16(first)
+	slices.SortFunc(a.taken, func(x, y plan.PortRange) int { return cmp.Compare(x.First, y.First) })
+	first, last := int(usual), int(usual)+int(n)-1
+	for _, r := range a.taken {
+		if int(r.First) <= last && first <= int(r.Last) {
+			first, last = int(r.Last)+1, int(r.Last)+int(n)
 		}
-		first = int(a.taken[i].Last) + 1
 	}
-	return usual
+	if last > 65535 {
+		return usual
+	}
+	a.taken = append(a.taken, plan.PortRange{First: uint16(first), Last: uint16(last)})
+	return uint16(first)
 }
 
 // warnOfListedPorts tells which ports the VMI lists that the mode cannot bring to the guest, because a container of the pod

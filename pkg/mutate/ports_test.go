@@ -30,6 +30,7 @@ func TestPortsMoveAside(t *testing.T) {
 		"the guest's":            {plan.TProxy, guest(plan.Port(80), plan.PortRange{First: 15100, Last: 15150}), nil, "15151 15152 15153 15154 15157"},
 		"the guest's last":       {plan.NATProxy, guest(plan.PortRange{First: 15154, Last: 15154}), nil, "15101 15106 15120 15155 0"},
 		"another container's":    {plan.NATProxy, Facts{}, func(p *corev1.Pod) { listen(p, 15106) }, "15101 15107 15120 15153 0"},
+		"all but the last":       {plan.NATProxy, Facts{}, func(p *corev1.Pod) { listen(p, manyPorts()...) }, "65533 65534 65535 15153 0"},
 		"excluded from the mesh": {plan.NATProxy, Facts{}, func(p *corev1.Pod) { p.Annotations[annotations.ExcludeInboundPorts] = "15120" }, "15101 15106 15121 15153 0"},
 		"the guest has all":      {plan.NATProxy, guest(plan.PortRange{First: 1024, Last: 65535}), nil, "15101 15106 15120 15153 0"},
 	} {
@@ -57,8 +58,20 @@ func TestPortsMoveAside(t *testing.T) {
 }
 
 // listen gives the pod a container that listens on the port.
-func listen(p *corev1.Pod, port int32) {
-	p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "console", Ports: []corev1.ContainerPort{{ContainerPort: port}}})
+func listen(p *corev1.Pod, list ...int32) {
+	c := corev1.Container{Name: "console"}
+	for _, port := range list {
+		c.Ports = append(c.Ports, corev1.ContainerPort{ContainerPort: port})
+	}
+	p.Spec.Containers = append(p.Spec.Containers, c)
+}
+
+// manyPorts are all but the last three, in the order in which a search from below would take longest.
+func manyPorts() (all []int32) {
+	for p := int32(65532); p > 0; p-- {
+		all = append(all, p)
+	}
+	return all
 }
 
 // TestListedPorts: what a VMI lists and cannot get is said.

@@ -78,7 +78,7 @@ func testAdaptsWhatIstioInjected(t *testing.T, s *site) {
 }
 
 // One call is enough, because ours comes after Istio's: were it the other way round, what Istio adds
-// would cost a second one. (So does a token that the API server mounts into the new containers after
+// would cost a second one. (So does a token that the API server mounts into Istio's containers after
 // both; this pod wants none.)
 func TestIsCalledAfterIstio(t *testing.T) { each(t, testIsCalledAfterIstio) }
 
