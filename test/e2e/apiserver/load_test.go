@@ -55,12 +55,8 @@ func TestLoad(t *testing.T) {
 		sync.Mutex
 		admitted, failed, unadapted int
 	}
-	// Clients of a highly available API server are led to one that is ready: they wait here while it restarts.
-	var ready sync.RWMutex
 	create := func() {
-		ready.RLock()
 		pod, err := c.Admit(ctx, here, vm.Pod)
-		ready.RUnlock()
 		count.Lock()
 		defer count.Unlock()
 		count.admitted++
@@ -73,6 +69,9 @@ func TestLoad(t *testing.T) {
 			count.unadapted++
 		}
 	}
+	// Clients of a highly available API server are led to one that is ready. Here is one alone: no pod is created while
+	// it restarts, and afterwards they come at the same rate, not all at once.
+	var ready sync.RWMutex
 	events := map[int]func(){
 		loadPods / 10: func() { // a rolling update: a new replica first, then an old one goes, twice
 			for i, old := range replicas {
@@ -102,7 +101,11 @@ func TestLoad(t *testing.T) {
 	defer tick.Stop()
 	for i := range loadPods {
 		<-tick.C
-		wg.Go(create)
+		ready.RLock()
+		wg.Go(func() {
+			defer ready.RUnlock()
+			create()
+		})
 		if event := events[i]; event != nil {
 			wg.Go(event)
 		}
