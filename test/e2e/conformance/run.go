@@ -248,10 +248,10 @@ func (r *runner) send(ctx context.Context, net *netlab.Lab, l lab, f flow, row *
 		f.Timeout = enough
 	case f.Kind == agent.Bulk:
 		f.Timeout = bulkBound
+	case f.Idle > 0 && (l.mode == alone || row.Want == same): // two labs that are compared
+		f.Timeout = lateness
 	case l.mode == alone:
 		f.Timeout = curiosity
-	case f.Idle > 0 && row.Want == same:
-		f.Timeout = lateness
 	case f.Idle > 0:
 		f.Timeout = bulkBound
 	}
