@@ -16,6 +16,8 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/meshvirt/meshvirt/pkg/keeper"
+	"github.com/meshvirt/meshvirt/pkg/nft"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/resolv"
 	"github.com/meshvirt/meshvirt/pkg/rules"
@@ -56,7 +58,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	} else if needed && !*dry {
 		return watch(ctx, p, out)
 	}
-	pod, err := rules.Observe(resolv.Conf)
+	pod, err := keeper.Observe(resolv.Conf)
 	if err != nil {
 		return err
 	}
@@ -79,7 +81,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 }
 
 // summary says what was written.
-func summary(p plan.Plan, pod rules.Pod, r rules.Ruleset) string {
+func summary(p plan.Plan, pod rules.Pod, r nft.Ruleset) string {
 	return fmt.Sprintf("%s: table inet %s: %d rules, %d set elements, mode %s, ipv6 %t",
-		name, rules.Table, r.Rules(), r.Elements(), p.Mode, pod.IPv6 || p.Mesh.DualStack)
+		name, rules.Table, r.Rules(), r.Elements(), p.Mode, pod.ServesIPv6(p.Mesh))
 }

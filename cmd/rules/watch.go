@@ -14,9 +14,9 @@ import (
 	"golang.org/x/net/netutil"
 
 	"github.com/meshvirt/meshvirt/pkg/bridge"
+	"github.com/meshvirt/meshvirt/pkg/keeper"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/resolv"
-	"github.com/meshvirt/meshvirt/pkg/rules"
 )
 
 // statusConnections bounds the status server, which the pod's network can reach.
@@ -40,7 +40,7 @@ func watch(ctx context.Context, p plan.Plan, out io.Writer) error {
 		defer cancel() // who cannot be asked must not stay
 		served <- server.Serve(netutil.LimitListener(status, statusConnections))
 	}()
-	rules.Keep(ctx, p, resolv.Conf, func(w rules.Written) {
+	keeper.Keep(ctx, p, resolv.Conf, func(w keeper.Written) {
 		s.set(w)
 		if w.Err != nil {
 			fmt.Fprintf(out, "%s: %v; next attempt follows\n", name, w.Err)
@@ -68,7 +68,7 @@ type state struct {
 
 func newState() *state { return &state{err: errors.New("nothing was written yet")} }
 
-func (s *state) set(w rules.Written) {
+func (s *state) set(w keeper.Written) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.err = w.Err; s.err != nil {

@@ -13,8 +13,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"github.com/meshvirt/meshvirt/pkg/bridge"
+	"github.com/meshvirt/meshvirt/pkg/keeper"
 	"github.com/meshvirt/meshvirt/pkg/plan"
-	"github.com/meshvirt/meshvirt/pkg/rules"
 )
 
 func tproxyPlan(t *testing.T) string {
@@ -45,12 +45,12 @@ func TestStatus(t *testing.T) {
 			t.Errorf("%s before anything: %d %q, want 503", path, code, text)
 		}
 	}
-	failed := rules.Written{Err: errors.New("no netlink today")}
-	contradicted := rules.Written{Settled: bridge.Settled{Contradictions: []bridge.Contradiction{
+	failed := keeper.Written{Err: errors.New("no netlink today")}
+	contradicted := keeper.Written{Settled: bridge.Settled{Contradictions: []bridge.Contradiction{
 		{What: bridge.Guest, Text: "found 10.11.12.2, planned 10.0.2.2"}, {What: bridge.Mesh, Text: "found k6t-a, told k6t-b"},
 	}}}
 	for _, c := range []struct {
-		last rules.Written
+		last keeper.Written
 		path string
 		code int
 		text string
@@ -63,9 +63,9 @@ func TestStatus(t *testing.T) {
 		{contradicted, "/metrics", 200, `meshvirt_rules_contradicted{what="guest"} 1`},
 		{contradicted, "/metrics", 200, `meshvirt_rules_contradicted{what="mesh"} 1`},
 		{contradicted, "/metrics", 200, `meshvirt_rules_contradicted{what="interface"} 0`},
-		{rules.Written{}, "/readyz", 200, "ok"},
+		{keeper.Written{}, "/readyz", 200, "ok"},
 		{failed, "/livez", 200, "ok"},
-		{rules.Written{}, "/metrics", 200, `meshvirt_rules_contradicted{what="guest"} 0`},
+		{keeper.Written{}, "/metrics", 200, `meshvirt_rules_contradicted{what="guest"} 0`},
 	} {
 		s.set(c.last)
 		if code, text := get(c.path); code != c.code || !strings.Contains(text, c.text) {

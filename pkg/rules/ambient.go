@@ -1,10 +1,9 @@
 package rules
 
 import (
-	"fmt"
 	"net/netip"
 
-	"github.com/google/nftables/expr"
+	"github.com/meshvirt/meshvirt/pkg/nft"
 )
 
 // Marks in a pod of Istio's ambient mesh. Istio itself looks at the low 12 bits.
@@ -29,39 +28,21 @@ var probeSources = []netip.Addr{
 // that the guest's replies are for somewhere in the network, and have to be led to the proxy.
 func ambient(b *builder) {
 	pre := b.chain("prerouting", natPrerouting)
-	fromGuest := b.fromGuest(way{to: []word{redirect(b.Mesh.OutboundPort)}})
+	fromGuest := b.fromGuest(way{to: []nft.Word{nft.Redirect(b.Mesh.OutboundPort)}})
 	fromOutside := b.fromOutside()
-	pre.add("what the guest opens", b.fromVirtual, jump(fromGuest))
+	pre.Add("what the guest opens", b.fromVirtual, nft.Jump(fromGuest))
 	for i, f := range families {
-		probe := f.saddr.is(address(probeSources[i]))
-		pre.add("the kubelet's probe goes straight to the guest", b.fromNetwork, probe, b.guestTCP, b.toGuest(f))
-		pre.add("the kubelet's probe of the pod itself stays there", b.fromNetwork, probe, tcp, f.freeze())
+		probe := f.Saddr.Is(nft.Addr(probeSources[i]))
+		pre.Add("the kubelet's probe goes straight to the guest", b.fromNetwork, probe, b.guestTCP, b.toGuest(f))
+		pre.Add("the kubelet's probe of the pod itself stays there", b.fromNetwork, probe, nft.TCP, f.Freeze())
 	}
-	pre.add("what comes to the pod", b.fromNetwork, toPodItself, jump(fromOutside))
+	pre.Add("what comes to the pod", b.fromNetwork, toPodItself, nft.Jump(fromOutside))
 
 	out := b.chain("output", natOutput)
 	for _, f := range b.served {
 		// A service may lead the guest back to itself: the proxy then calls itself.
-		out.add("the mesh's own port stays with the mesh", b.onLoopback, f.daddr.notIn(f.loopback), b.byMesh, tcpDport.in(b.own), f.freeze())
+		out.Add("the mesh's own port stays with the mesh", b.onLoopback, f.Daddr.NotIn(loopback.Of(f)), b.byMesh, nft.TCPDport.In(b.own), f.Freeze())
 	}
-	b.letInAsClient(out, ToLoopbackMark, b.byMesh, word{})
+	b.letInAsClient(out, ToLoopbackMark, b.byMesh, nft.Word{})
 	b.othersToSelf(out)
 }
-
-// istioMark matches packets with a mark of Istio's, notIstioMark all others.
-func istioMark(m uint32) word    { return compareIstioMark("==", expr.CmpOpEq, m) }
-func notIstioMark(m uint32) word { return compareIstioMark("!=", expr.CmpOpNeq, m) }
-
-func compareIstioMark(sign string, op expr.CmpOp, m uint32) word {
-	return word{text: fmt.Sprintf("meta mark & 0x%08x %s 0x%08x", IstioMarkBits, sign, m), exprs: []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg},
-		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: host32(IstioMarkBits), Xor: host32(0)},
-		&expr.Cmp{Op: op, Register: reg, Data: host32(m)},
-	}}
-}
-
-// ctReply is for the direction against a connection's first packet.
-var ctReply = word{text: "ct direction reply", exprs: []expr.Any{
-	&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg},
-	&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: []byte{1}}, // IP_CT_DIR_REPLY
-}}

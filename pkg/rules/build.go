@@ -1,8 +1,6 @@
-// Package rules turns a plan into nftables rules and puts them into the kernel.
-//
-// Build is pure: plan and pod in, one table (inet meshvirt) as a value out. The value shows itself
-// as nft text, which is what people read and audit, and writes itself by netlink, since the image
-// that it runs in holds no nft. Every rule carries its reason as a comment.
+// Package rules says which nftables rules a plan needs: plan and pod in, one table (inet meshvirt) as a value out. It
+// does no I/O, so that the rules of a pod can be shown and followed without one. The words that rules are made of are
+// those of package nft; package keeper writes them. Every rule carries its reason as a comment.
 //
 // The table rests on two facts of the kernel. The nat chains of everybody (ours, the mesh's,
 // KubeVirt's) are walked by priority until one sets up a translation, so chains one step before the
@@ -15,8 +13,12 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/meshvirt/meshvirt/pkg/nft"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
+
+// Table is the name of the one table that MeshVirt owns, of nftables family inet.
+const Table = "meshvirt"
 
 // modes are what Build knows; each has a file. The guard is part of every mode.
 var modes = map[plan.Mode]func(*builder){
@@ -31,61 +33,61 @@ var modes = map[plan.Mode]func(*builder){
 // among them (15000). They are not for the guest to reach.
 var istioPorts = []uint16{15000, 15001, 15004, 15006, 15008, 15009, 15020, 15021, 15053, 15090}
 
-// Build makes the table for p in a pod as observed. It fails if p.Validate does.
-func Build(p plan.Plan, pod Pod) (Ruleset, error) {
+// Build makes the table for p in a pod as observed. It fails if p.Validate does. Equal plans and pods give equal tables.
+func Build(p plan.Plan, pod Pod) (nft.Ruleset, error) {
 	if err := p.Validate(); err != nil {
-		return Ruleset{}, err
+		return nft.Ruleset{}, err
 	}
 	mode, ok := modes[p.Mode]
 	if !ok {
-		return Ruleset{}, fmt.Errorf("no rules are known for mode %q", p.Mode)
+		return nft.Ruleset{}, fmt.Errorf("no rules are known for mode %q", p.Mode)
 	}
 	b := newBuilder(p, pod)
 	b.guard()
 	b.dnsZones()
 	b.probed()
 	mode(b)
-	return b.ruleset(), nil
+	return nft.New(Table, b.chains...), nil
 }
 
 // A builder holds what the modes share: the plan in the words of rules.
 type builder struct {
 	plan.Plan
 	pod    Pod
-	chains []*chain
+	chains []*nft.Chain
 
 	// fromVirtual matches packets that the guest sent, toVirtual packets to it.
-	fromVirtual, toVirtual word
+	fromVirtual, toVirtual nft.Word
 	// fromNetwork and toNetwork match packets that enter or leave the pod, onLoopback those that do neither.
-	fromNetwork, toNetwork, onLoopback word
+	fromNetwork, toNetwork, onLoopback nft.Word
 
-	served  []family // the families in which the mesh takes connections
-	meshIPv word     // matches those families: no word at all if it takes both
+	served  []*nft.Family // the families in which the mesh takes connections
+	meshIPv nft.Word      // matches those families: no word at all if it takes both
 
 	ownPorts []uint16 // ports on which the mesh and our proxy serve the outside
-	own      *set     // the same
-	reserved *set     // own, and all other ports of the mesh and of our proxy
+	own      *nft.Set // the same
+	reserved *nft.Set // own, and all other ports of the mesh and of our proxy
 
-	byMesh, byOthers   word // match packets that the mesh's proxy sends, and those of others in the pod
-	guestTCP, guestUDP word // match ports that are the guest's
-	nameservers        pair
+	byMesh, byOthers   nft.Word // match packets that the mesh's proxy sends, and those of others in the pod
+	guestTCP, guestUDP nft.Word // match ports that are the guest's
+	nameservers        nft.Pair
 }
 
-var families = []family{ipv4, ipv6}
+var families = []*nft.Family{nft.IPv4, nft.IPv6}
 
 func newBuilder(p plan.Plan, pod Pod) *builder {
 	b := &builder{
-		Plan: p, pod: pod, served: families, onLoopback: oifname.is(ifname("lo")),
-		fromNetwork: iifname.is(ifname(p.PodInterface)), toNetwork: oifname.is(ifname(p.PodInterface)),
+		Plan: p, pod: pod, served: families, onLoopback: nft.OIFName.Is(nft.Name("lo")),
+		fromNetwork: nft.IIFName.Is(nft.Name(p.PodInterface)), toNetwork: nft.OIFName.Is(nft.Name(p.PodInterface)),
 	}
-	if !pod.IPv6 && !p.Mesh.DualStack {
-		b.served, b.meshIPv = families[:1], ipv4.word
+	if !pod.ServesIPv6(p.Mesh) {
+		b.served, b.meshIPv = families[:1], nft.IPv4.Any
 	}
 
-	if s := newNameSet("interfaces", "the guest is behind them", p.Interfaces); len(s.spans) > 1 {
-		b.fromVirtual, b.toVirtual = iifname.in(s), oifname.in(s)
+	if s := nft.NameSet("interfaces", "the guest is behind them", p.Interfaces); s.Len() > 1 {
+		b.fromVirtual, b.toVirtual = nft.IIFName.In(s), nft.OIFName.In(s)
 	} else {
-		b.fromVirtual, b.toVirtual = iifname.is(ifname(p.Interfaces[0])), oifname.is(ifname(p.Interfaces[0]))
+		b.fromVirtual, b.toVirtual = nft.IIFName.Is(nft.Name(p.Interfaces[0])), nft.OIFName.Is(nft.Name(p.Interfaces[0]))
 	}
 
 	b.ownPorts = slices.Clone(p.Mesh.OwnPorts)
@@ -100,74 +102,52 @@ func newBuilder(p plan.Plan, pod Pod) *builder {
 	if p.WatchPort != 0 {
 		b.ownPorts = append(b.ownPorts, p.WatchPort)
 	}
-	b.own = newPortSet("own_ports", "served by the mesh itself, never by the guest", portTableOf(b.ownPorts))
-	b.reserved = newPortSet("reserved_ports", "of the mesh and of MeshVirt", portTableOf(b.ownPorts, taken))
+	b.own = nft.PortSet("own_ports", "served by the mesh itself, never by the guest", nft.PortsOf(b.ownPorts))
+	b.reserved = nft.PortSet("reserved_ports", "of the mesh and of MeshVirt", nft.PortsOf(b.ownPorts, taken))
 
-	b.byMesh, b.byOthers = skuid.is(uid(p.Mesh.UID)), skuid.not(uid(p.Mesh.UID))
+	b.byMesh, b.byOthers = nft.SKUID.Is(nft.ID(p.Mesh.UID)), nft.SKUID.Not(nft.ID(p.Mesh.UID))
 	switch {
 	case p.Mesh.TProxyMark != 0: // a transparent proxy is root
-		b.byMesh, b.byOthers = skgid.is(uid(p.Mesh.GID)), skgid.not(uid(p.Mesh.GID))
+		b.byMesh, b.byOthers = nft.SKGID.Is(nft.ID(p.Mesh.GID)), nft.SKGID.Not(nft.ID(p.Mesh.GID))
 	case p.Mode == plan.Ambient:
-		b.byMesh, b.byOthers = istioMark(ZtunnelMark), notIstioMark(ZtunnelMark)
+		b.byMesh, b.byOthers = nft.MarkIs(ZtunnelMark, IstioMarkBits), nft.MarkNot(ZtunnelMark, IstioMarkBits)
 	}
 
-	b.guestTCP, b.guestUDP = tcpDport.notIn(b.own), udp
-	if b.own.empty() {
-		b.guestTCP = tcp
+	b.guestTCP, b.guestUDP = nft.TCPDport.NotIn(b.own), nft.UDP
+	if b.own.Len() == 0 {
+		b.guestTCP = nft.TCP
 	}
 	if !p.Guest.AllPorts() {
 		// The user's own lists of ports say as well that a port is the guest's.
-		t := portTableOf(p.Inbound.IncludePorts, p.Inbound.ExcludePorts).add(p.Guest.TCP).without(portTableOf(b.ownPorts))
-		b.guestTCP = tcpDport.in(newPortSet("guest_tcp", "ports that are the guest's", t))
-		b.guestUDP = udpDport.in(newPortSet("guest_udp", "ports that are the guest's", portTableOf().add(p.Guest.UDP)))
+		tcp, udp := nft.PortsOf(p.Inbound.IncludePorts, p.Inbound.ExcludePorts), nft.PortsOf()
+		for _, r := range p.Guest.TCP {
+			tcp.Add(r.First, r.Last)
+		}
+		for _, r := range p.Guest.UDP {
+			udp.Add(r.First, r.Last)
+		}
+		b.guestTCP = nft.TCPDport.In(nft.PortSet("guest_tcp", "ports that are the guest's", tcp.Without(nft.PortsOf(b.ownPorts))))
+		b.guestUDP = nft.UDPDport.In(nft.PortSet("guest_udp", "ports that are the guest's", udp))
 	}
 
-	b.nameservers = newAddrPair("nameservers", "the pod's, which the guest has from KubeVirt's DHCP", pod.Nameservers)
+	b.nameservers = nft.AddrPair("nameservers", "the pod's, which the guest has from KubeVirt's DHCP", pod.Nameservers)
 	return b
 }
 
 // guest is the guest's address in f, invalid if it has none.
-func (b *builder) guest(f family) netip.Addr {
-	if f.l3 == ipv4.l3 {
+func (b *builder) guest(f *nft.Family) netip.Addr {
+	if f == nft.IPv4 {
 		return b.Guest.IPv4
 	}
 	return b.Guest.IPv6
 }
 
 // toGuest sends a connection to the guest's address in f.
-func (b *builder) toGuest(f family) word { return f.dnat(b.guest(f)) }
+func (b *builder) toGuest(f *nft.Family) nft.Word { return f.DNAT(b.guest(f)) }
 
 // chain starts a chain; at is nil for one that others jump to.
-func (b *builder) chain(name string, at *base) *chain {
-	c := &chain{name: name, base: at}
+func (b *builder) chain(name string, at *nft.Base) *nft.Chain {
+	c := &nft.Chain{Name: name, Base: at}
 	b.chains = append(b.chains, c)
 	return c
-}
-
-// add appends a rule, or nothing if no packet could ever match it.
-func (c *chain) add(why string, words ...word) {
-	if slices.ContainsFunc(words, func(w word) bool { return w.never }) {
-		return
-	}
-	words = slices.DeleteFunc(words, func(w word) bool { return w.text == "" })
-	c.rules = append(c.rules, rule{words: words, why: why})
-}
-
-// ruleset collects what was built: base chains that have rules, and sets in order of first use.
-func (b *builder) ruleset() Ruleset {
-	var out Ruleset
-	for _, c := range b.chains {
-		if c.base != nil && len(c.rules) == 0 {
-			continue
-		}
-		out.chains = append(out.chains, c)
-		for _, r := range c.rules {
-			for _, w := range r.words {
-				if w.set != nil && !slices.Contains(out.sets, w.set) {
-					out.sets = append(out.sets, w.set)
-				}
-			}
-		}
-	}
-	return out
 }

@@ -3,6 +3,7 @@ package rules
 import (
 	"net/netip"
 
+	"github.com/meshvirt/meshvirt/pkg/nft"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
@@ -27,63 +28,63 @@ func dnsListener(d *plan.DNS) netip.AddrPort {
 func (b *builder) relayed() bool { return b.Mode == plan.NATProxy || b.Mode == plan.TProxy }
 
 // capturesDNS reports whether our rules bring the guest's queries in f to the mesh's DNS proxy.
-func (b *builder) capturesDNS(f family) bool {
+func (b *builder) capturesDNS(f *nft.Family) bool {
 	if b.relayed() {
 		return b.Proxy.DNSPort != 0 && len(b.pod.Nameservers) > 0
 	}
-	return b.Mesh.DNS != nil && b.Mode != plan.Native && f.l3 == ipv4.l3
+	return b.Mesh.DNS != nil && b.Mode != plan.Native && f == nft.IPv4
 }
 
 // dnsServer matches the servers whose DNS the mesh captures, at the given end of a packet: those of
 // the pod or, if the mesh takes everything, all.
-func (b *builder) dnsServer(f family, end field) word {
+func (b *builder) dnsServer(f *nft.Family, end nft.Field) nft.Word {
 	if b.Mesh.DNS == nil || b.Mesh.DNS.All {
-		return f.word
+		return f.Any
 	}
-	return end.in(b.nameservers.of(f))
+	return end.In(b.nameservers.Of(f))
 }
 
 // A queryWay is where a query of the guest goes, and why.
 type queryWay struct {
 	why   string
-	query []word
-	to    word
+	query []nft.Word
+	to    nft.Word
 }
 
 // queryWays are those of all queries that our rules capture.
 func (b *builder) queryWays() (all []queryWay) {
-	add := func(why string, to word, query ...word) { all = append(all, queryWay{why, query, to}) }
+	add := func(why string, to nft.Word, query ...nft.Word) { all = append(all, queryWay{why, query, to}) }
 	if b.relayed() {
 		const why = "the guest's DNS is asked again by our proxy"
-		if !b.capturesDNS(ipv4) {
+		if !b.capturesDNS(nft.IPv4) {
 			return nil
 		}
 		for i, a := range b.pod.Nameservers {
-			add(why, redirect(b.Proxy.DNSPort+uint16(i)), familyOf(a).daddr.is(address(a)), udpDport.is(port(dnsPort)))
+			add(why, nft.Redirect(b.Proxy.DNSPort+uint16(i)), nft.FamilyOf(a).Daddr.Is(nft.Addr(a)), nft.UDPDport.Is(nft.Port(dnsPort)))
 		}
 		if b.Mesh.DNS.All {
-			add(why, redirect(b.Proxy.DNSPort), udpDport.is(port(dnsPort)))
+			add(why, nft.Redirect(b.Proxy.DNSPort), nft.UDPDport.Is(nft.Port(dnsPort)))
 		}
 		return all
 	}
-	if b.capturesDNS(ipv4) {
-		server, why, to := b.dnsServer(ipv4, ipv4.daddr), "the guest's DNS goes to the mesh", dnatPort(dnsListener(b.Mesh.DNS))
-		add(why, to, server, udpDport.is(port(dnsPort)))
-		add(why, to, server, tcpDport.is(port(dnsPort)))
+	if b.capturesDNS(nft.IPv4) {
+		server, why, to := b.dnsServer(nft.IPv4, nft.IPv4.Daddr), "the guest's DNS goes to the mesh", nft.DNATPort(dnsListener(b.Mesh.DNS))
+		add(why, to, server, nft.UDPDport.Is(nft.Port(dnsPort)))
+		add(why, to, server, nft.TCPDport.Is(nft.Port(dnsPort)))
 	}
 	return all
 }
 
 // captureDNS leads the guest's queries to the mesh's DNS proxy, whatever else is excluded from the mesh.
-func (b *builder) captureDNS(fromGuest *chain, intoMesh func(what string, match ...word)) {
+func (b *builder) captureDNS(fromGuest *nft.Chain, intoMesh func(what string, match ...nft.Word)) {
 	for _, w := range b.queryWays() {
-		fromGuest.add(w.why, append(w.query, w.to)...)
+		fromGuest.Add(w.why, append(w.query, w.to)...)
 	}
 	if !b.relayed() || b.Mesh.DNS == nil {
 		return
 	}
 	for _, f := range b.served {
-		intoMesh("the guest's DNS over TCP goes to the mesh", b.dnsServer(f, f.daddr), tcpDport.is(port(dnsPort)))
+		intoMesh("the guest's DNS over TCP goes to the mesh", b.dnsServer(f, f.Daddr), nft.TCPDport.Is(nft.Port(dnsPort)))
 	}
 }
 
@@ -93,24 +94,24 @@ func (b *builder) dnsZones() {
 		return // a mesh that does not capture DNS sets no zones; an ambient one may, whatever the plan knows of it
 	}
 	in, out := b.chain("dns_in", rawPrerouting), b.chain("dns_out", rawOutput)
-	zone := setZone(dnsZone)
+	zone := nft.SetZone(dnsZone)
 	for _, f := range families {
-		in.add("zone of the guest's query", b.fromVirtual, b.dnsServer(f, f.daddr), udpDport.is(port(dnsPort)), zone)
+		in.Add("zone of the guest's query", b.fromVirtual, b.dnsServer(f, f.Daddr), nft.UDPDport.Is(nft.Port(dnsPort)), zone)
 		switch {
 		case !b.capturesDNS(f):
 			// An answer from outside may be for the guest or for the mesh's DNS proxy, which asks the
 			// same servers. Nothing in the packet tells, so the proxy's queries are put there as well.
-			in.add("zone of the answer to the guest", b.fromNetwork, b.dnsServer(f, f.saddr), udpSport.is(port(dnsPort)), zone)
-			out.add("zone of the mesh's own query", b.toNetwork, b.dnsServer(f, f.daddr), udpDport.is(port(dnsPort)), b.byMesh, zone)
+			in.Add("zone of the answer to the guest", b.fromNetwork, b.dnsServer(f, f.Saddr), nft.UDPSport.Is(nft.Port(dnsPort)), zone)
+			out.Add("zone of the mesh's own query", b.toNetwork, b.dnsServer(f, f.Daddr), nft.UDPDport.Is(nft.Port(dnsPort)), b.byMesh, zone)
 		case b.relayed():
 			for i, a := range b.pod.Nameservers {
-				if familyOf(a).l3 != f.l3 && !b.Mesh.DNS.All {
+				if nft.FamilyOf(a) != f && !b.Mesh.DNS.All {
 					continue
 				}
-				out.add("zone of our proxy's answer to the guest", b.toVirtual, f.word, udpSport.is(port(b.Proxy.DNSPort+uint16(i))), zone)
+				out.Add("zone of our proxy's answer to the guest", b.toVirtual, f.Any, nft.UDPSport.Is(nft.Port(b.Proxy.DNSPort+uint16(i))), zone)
 			}
 		default:
-			out.add("zone of the mesh's answer to the guest", b.toVirtual, f.word, udpSport.is(port(b.Mesh.DNS.Port)), zone)
+			out.Add("zone of the mesh's answer to the guest", b.toVirtual, f.Any, nft.UDPSport.Is(nft.Port(b.Mesh.DNS.Port)), zone)
 		}
 	}
 }

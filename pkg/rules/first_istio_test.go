@@ -33,7 +33,7 @@ func TestFirstIstioPaths(t *testing.T) {
 	} {
 		t.Run(string(mode), func(t *testing.T) {
 			l := newLab(t, world{})
-			l.pod.run(t, firstIstio, "iptables-restore")
+			l.pod.Run(t, firstIstio, "iptables-restore")
 			l.serve(l.pod, istioUID, "tcp", []string{"0.0.0.0"}, "15010", func(_ net.Addr, orig netip.AddrPort) string {
 				if orig.Addr().String() == podIP { // Envoy takes the application to listen on loopback
 					orig = netip.AddrPortFrom(loopback4, orig.Port())
@@ -56,7 +56,7 @@ func TestFirstIstioPaths(t *testing.T) {
 				{fromPod, istioUID, "tcp", "127.0.0.1:15000", "admin from 127.0.0.1", "", "admin from 127.0.0.1"},
 			})
 			l.apply(r)
-			l.pod.sysctl(l, "ipv4/conf/k6t-eth0/route_localnet", "0")
+			l.pod.Sysctl(l, "ipv4/conf/k6t-eth0/route_localnet", "0")
 			l.check(path{from: fromNetwork, uid: appUID, network: "tcp", to: podIP + ":80"}, want.plainIngress)
 		})
 	}

@@ -1,6 +1,10 @@
 package rules
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"github.com/meshvirt/meshvirt/pkg/nft"
+)
 
 // The guard keeps the guest out of the pod that it runs in, and from posing as somebody else
 // (docs/isolation.md). The pod's loopback holds the admin interface of the mesh's proxy
@@ -17,27 +21,27 @@ func (b *builder) guard() {
 	// After connection tracking, since replies must pass: what the mesh's proxy sends to the guest
 	// comes from an address of the pod.
 	mangle := b.chain("guard_pod", manglePrerouting)
-	mangle.add("no connection: it would pass every translation", b.fromVirtual, ctInvalid, countedDrop)
+	mangle.Add("no connection: it would pass every translation", b.fromVirtual, nft.CtInvalid, nft.CountedDrop)
 	// An ICMP error needs no more than ports and addresses to break a connection over UDP.
-	mangle.add("an error about a connection that is not the guest's", b.fromVirtual, ctRelated, toPodItself, notToThisSide, countedDrop)
+	mangle.Add("an error about a connection that is not the guest's", b.fromVirtual, nft.CtRelated, toPodItself, notToThisSide, nft.CountedDrop)
 	toPod := b.chain("guest_to_pod", nil)
-	mangle.add("only what is new, replies pass", b.fromVirtual, ctNew, toPodOrAll, jump(toPod))
+	mangle.Add("only what is new, replies pass", b.fromVirtual, nft.CtNew, toPodOrAll, nft.Jump(toPod))
 
 	for _, w := range b.queryWays() {
-		toPod.add(w.why, append(w.query, accept)...)
+		toPod.Add(w.why, append(w.query, nft.Accept)...)
 	}
-	for _, to := range []word{toThisSide, toBroadcast} {
-		toPod.add("KubeVirt's DHCP server", to, udpDport.is(port(dhcpPort)), accept)
+	for _, to := range []nft.Word{toThisSide, toBroadcast} {
+		toPod.Add("KubeVirt's DHCP server", to, nft.UDPDport.Is(nft.Port(dhcpPort)), nft.Accept)
 	}
-	for _, to := range []word{toThisSide, toMulticast} {
-		toPod.add("KubeVirt's DHCPv6 server", to, udpDport.is(port(dhcp6Port)), accept)
+	for _, to := range []nft.Word{toThisSide, toMulticast} {
+		toPod.Add("KubeVirt's DHCPv6 server", to, nft.UDPDport.Is(nft.Port(dhcp6Port)), nft.Accept)
 	}
-	toPod.add("the gateway serves nothing else", toThisSide, tcp, countedDrop)
-	toPod.add("the mesh's own ports are not for the guest", tcpDport.in(b.reserved), countedDrop)
-	toPod.add("the guest itself may be at the other ports", toPodItself, tcp, accept)
-	toPod.add("ICMP is left alone", icmp, accept)
-	toPod.add("ICMPv6 is left alone", icmp6, accept)
-	toPod.add("the pod serves the guest nothing else", countedDrop)
+	toPod.Add("the gateway serves nothing else", toThisSide, nft.TCP, nft.CountedDrop)
+	toPod.Add("the mesh's own ports are not for the guest", nft.TCPDport.In(b.reserved), nft.CountedDrop)
+	toPod.Add("the guest itself may be at the other ports", toPodItself, nft.TCP, nft.Accept)
+	toPod.Add("ICMP is left alone", nft.ICMP, nft.Accept)
+	toPod.Add("ICMPv6 is left alone", nft.ICMPv6, nft.Accept)
+	toPod.Add("the pod serves the guest nothing else", nft.CountedDrop)
 }
 
 // Ports of DHCP servers (RFC 2131, RFC 8415).
@@ -47,25 +51,28 @@ const (
 )
 
 // guardAddresses refuses destinations and sources that no packet of a guest may have.
-func (b *builder) guardAddresses(raw *chain) {
+func (b *builder) guardAddresses(raw *nft.Chain) {
 	for _, f := range families {
-		raw.add("the pod's loopback is not for the guest", b.fromVirtual, f.daddr.in(f.inside), countedDrop)
+		raw.Add("the pod's loopback is not for the guest", b.fromVirtual, f.Daddr.In(inside.Of(f)), nft.CountedDrop)
 	}
 	// Explicitly, since not every kernel sees that these have no route back.
-	raw.add("DHCP before there is an address", b.fromVirtual, ipv4.saddr.is(address(netip.IPv4Unspecified())), udpDport.is(port(dhcpPort)), accept)
-	raw.add("neighbour discovery before there is an address", b.fromVirtual, ipv6.saddr.is(address(netip.IPv6Unspecified())), icmp6, accept)
+	raw.Add("DHCP before there is an address", b.fromVirtual, nft.IPv4.Saddr.Is(nft.Addr(netip.IPv4Unspecified())), nft.UDPDport.Is(nft.Port(dhcpPort)), nft.Accept)
+	raw.Add("neighbour discovery before there is an address", b.fromVirtual, nft.IPv6.Saddr.Is(nft.Addr(netip.IPv6Unspecified())), nft.ICMPv6, nft.Accept)
 
 	// Whatever the guest's address, the way back to it is the interface. The pod's own addresses, its
 	// loopback, its peers and the kubelet are elsewhere.
-	raw.add("no guest may pose as somebody who is not behind its interface", b.fromVirtual, noWayBack, countedDrop)
+	raw.Add("no guest may pose as somebody who is not behind its interface", b.fromVirtual, nft.NoWayBack, nft.CountedDrop)
 	if len(b.Interfaces) > 1 {
 		return // the plan has the guest's address on one of them
 	}
 	// KubeVirt masquerades the guest's own address alone: any other would leave the pod as it is.
 	for _, f := range families {
 		if a := b.guest(f); a.IsValid() {
-			own := append([]netip.Prefix{netip.PrefixFrom(a, a.BitLen())}, f.onLink...)
-			raw.add("no guest may pose as its own neighbour", b.fromVirtual, f.saddr.notIn(newPrefixSet("guest"+f.digit, "from where the guest may send", own...)), countedDrop)
+			own := []netip.Prefix{netip.PrefixFrom(a, a.BitLen())}
+			if f == nft.IPv6 {
+				own = append(own, onLink)
+			}
+			raw.Add("no guest may pose as its own neighbour", b.fromVirtual, f.Saddr.NotIn(nft.PrefixSet("guest"+f.Digit, "from where the guest may send", own...)), nft.CountedDrop)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/meshvirt/meshvirt/pkg/nft"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
@@ -24,16 +25,16 @@ func TestGuestPosingAsOthers(t *testing.T) {
 		if strings.Contains(from.addr, ":") {
 			f, to = "/128", "["+away6+"]:80"
 		}
-		l.guest.run(t, "addr add "+from.addr+f+" dev eth0 nodad", "ip", "-batch", "-")
+		l.guest.Run(t, "addr add "+from.addr+f+" dev eth0 nodad", "ip", "-batch", "-")
 		for _, c := range []struct {
 			name  string
-			rules Ruleset
+			rules nft.Ruleset
 			drops bool
 		}{
 			{"whole", r, true},
-			{"without the guard", r.without("no guest may pose"), false},
+			{"without the guard", without(r, "no guest may pose"), false},
 			{"an unknown address", build(t, unknown, dualPod), !from.neighbour},
-			{"the known address alone", r.without("not behind its interface"), true},
+			{"the known address alone", without(r, "not behind its interface"), true},
 		} {
 			l.apply(c.rules)
 			n := 0

@@ -5,11 +5,15 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/nftables"
+
+	"github.com/meshvirt/meshvirt/pkg/nft"
+	testlab "github.com/meshvirt/meshvirt/test/lab"
 )
 
 // A lab is what a guest, its pod and the network look like to the rules:
@@ -22,7 +26,7 @@ import (
 // puts itself before the answer that it got. So "outbound, network from 10.244.1.17" is a path.
 type lab struct {
 	*testing.T
-	guest, pod, network netns
+	guest, pod, network testlab.Netns
 }
 
 const (
@@ -45,9 +49,9 @@ const (
 type world struct {
 	istio    string // files in testdata, without ending
 	kubevirt string
-	ipv6     bool    // the mesh serves IPv6
-	native   bool    // Istio's own redirect of the virtual interface (-k) is there as recorded
-	first    Ruleset // written before the recorded rules, as an init container does
+	ipv6     bool        // the mesh serves IPv6
+	native   bool        // Istio's own redirect of the virtual interface (-k) is there as recorded
+	first    nft.Ruleset // written before the recorded rules, as an init container does
 	// noBridgeNF turns off bridge-nf-call-iptables, which is on where br_netfilter is loaded, as on
 	// nodes of Kubernetes: what comes to a bridge then passes prerouting as if it came from it.
 	noBridgeNF bool
@@ -59,19 +63,19 @@ func (w world) withNative() world      { w.native = true; return w }
 func newLab(t *testing.T, w world) *lab {
 	t.Helper()
 	t.Parallel()
-	l := &lab{T: t, guest: newNetns(t), pod: newNetns(t), network: newNetns(t)}
+	l := &lab{T: t, guest: testlab.NewNetns(t), pod: testlab.NewNetns(t), network: testlab.NewNetns(t)}
 	l.links(w)
 	if w.first.Rules() > 0 {
 		l.apply(w.first)
 	}
 	if w.istio != "" {
-		l.pod.run(t, l.recorded(w, w.istio+".iptables-save"), "iptables-restore")
+		l.pod.Run(t, l.recorded(w, w.istio+".iptables-save"), "iptables-restore")
 		if w.ipv6 {
-			l.pod.run(t, l.recorded(w, w.istio+".ip6tables-save"), "ip6tables-restore")
+			l.pod.Run(t, l.recorded(w, w.istio+".ip6tables-save"), "ip6tables-restore")
 		}
 	}
 	if w.kubevirt != "" {
-		l.pod.run(t, l.recorded(w, w.kubevirt+".nft"), "nft", "-f", "-")
+		l.pod.Run(t, l.recorded(w, w.kubevirt+".nft"), "nft", "-f", "-")
 	}
 	l.servers(w)
 	return l
@@ -96,15 +100,15 @@ func (l *lab) recorded(w world, file string) string {
 
 func (l *lab) links(w world) {
 	l.Helper()
-	for _, ns := range []netns{l.guest, l.pod, l.network} {
-		ns.sysctl(l, "ipv6/conf/default/accept_dad", "0") // and nodad below: else an address is tentative until a worker has looked at it
+	for _, ns := range []testlab.Netns{l.guest, l.pod, l.network} {
+		ns.Sysctl(l, "ipv6/conf/default/accept_dad", "0") // and nodad below: else an address is tentative until a worker has looked at it
 	}
-	path := func(ns netns) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.Fd()) }
+	path := func(ns testlab.Netns) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.Fd()) }
 	meshLo := ""
 	if w.ipv6 {
 		meshLo = "addr add ::6/128 dev lo nodad"
 	}
-	ip := func(ns netns, batch string) { l.Helper(); ns.run(l, batch, "ip", "-batch", "-") }
+	ip := func(ns testlab.Netns, batch string) { l.Helper(); ns.Run(l, batch, "ip", "-batch", "-") }
 	ip(l.pod, `
 		link set lo up
 		`+meshLo+`
@@ -142,20 +146,13 @@ func (l *lab) links(w world) {
 		addr add fd10:0:2::2/120 dev eth0 nodad
 		route add default via 10.0.2.1
 		route add default via fd10:0:2::1`)
-	l.guest.sysctl(l, "ipv4/conf/eth0/route_localnet", "1")
-	l.pod.sysctl(l, "ipv4/ip_forward", "1")
-	l.pod.sysctl(l, "ipv6/conf/all/forwarding", "1")
-	l.pod.sysctl(l, "ipv4/conf/k6t-eth0/route_localnet", "1")
+	l.guest.Sysctl(l, "ipv4/conf/eth0/route_localnet", "1")
+	l.pod.Sysctl(l, "ipv4/ip_forward", "1")
+	l.pod.Sysctl(l, "ipv6/conf/all/forwarding", "1")
+	l.pod.Sysctl(l, "ipv4/conf/k6t-eth0/route_localnet", "1")
 	if w.noBridgeNF {
-		l.pod.sysctl(l, "bridge/bridge-nf-call-iptables", "0")
-		l.pod.sysctl(l, "bridge/bridge-nf-call-ip6tables", "0")
-	}
-}
-
-func (ns netns) sysctl(t testing.TB, name, value string) {
-	t.Helper()
-	if err := ns.do(0, func() error { return os.WriteFile("/proc/sys/net/"+name, []byte(value), 0) }); err != nil {
-		t.Fatal(err)
+		l.pod.Sysctl(l, "bridge/bridge-nf-call-iptables", "0")
+		l.pod.Sysctl(l, "bridge/bridge-nf-call-ip6tables", "0")
 	}
 }
 
@@ -199,11 +196,7 @@ func (l *lab) servers(w world) {
 		return "outbound, " + l.ask(l.pod, istioUID, "tcp", "", orig.String(), answerIn)
 	})
 	l.serve(l.pod, istioUID, "tcp", everywhere, "15006", func(_ net.Addr, orig netip.AddrPort) string {
-		f := ipv4
-		if orig.Addr().Is6() {
-			f = ipv6
-		}
-		return "inbound, " + l.ask(l.pod, istioUID, "tcp", meshSource(f).String(), orig.String(), answerIn)
+		return "inbound, " + l.ask(l.pod, istioUID, "tcp", meshSource(nft.FamilyOf(orig.Addr())).String(), orig.String(), answerIn)
 	})
 	// Ours, of mode nat-proxy.
 	l.serve(l.pod, proxyUID, "tcp", everywhere, "15101", func(_ net.Addr, orig netip.AddrPort) string {
@@ -219,7 +212,7 @@ func (l *lab) servers(w world) {
 }
 
 // apply writes r into the pod.
-func (l *lab) apply(r Ruleset) {
+func (l *lab) apply(r nft.Ruleset) {
 	l.Helper()
 	if err := r.Apply(nftables.WithNetNSFd(int(l.pod.Fd()))); err != nil {
 		l.Fatal(err)
@@ -229,7 +222,7 @@ func (l *lab) apply(r Ruleset) {
 // drops is how many packets the guard has dropped.
 func (l *lab) drops() (n int) {
 	l.Helper()
-	for line := range strings.Lines(l.pod.run(l, "", "nft", "list", "table", "inet", Table)) {
+	for line := range strings.Lines(l.pod.Run(l, "", "nft", "list", "table", "inet", Table)) {
 		if i := strings.Index(line, "counter packets "); i >= 0 {
 			var packets int
 			fmt.Sscanf(line[i:], "counter packets %d", &packets)
@@ -240,17 +233,12 @@ func (l *lab) drops() (n int) {
 }
 
 // without is r without the rules that have this reason.
-func (r Ruleset) without(why string) Ruleset {
-	var out Ruleset
-	out.sets = r.sets
-	for _, c := range r.chains {
-		kept := &chain{name: c.name, base: c.base}
-		for _, x := range c.rules {
-			if !strings.Contains(x.why, why) {
-				kept.rules = append(kept.rules, x)
-			}
-		}
-		out.chains = append(out.chains, kept)
+func without(r nft.Ruleset, why string) nft.Ruleset {
+	var all []*nft.Chain
+	for _, c := range r.Chains() {
+		kept := *c
+		kept.Rules = slices.DeleteFunc(slices.Clone(c.Rules), func(x nft.Rule) bool { return strings.Contains(x.Why, why) })
+		all = append(all, &kept)
 	}
-	return out
+	return nft.New(Table, all...)
 }

@@ -4,14 +4,16 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/meshvirt/meshvirt/pkg/nft"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	testlab "github.com/meshvirt/meshvirt/test/lab"
 )
 
 // A path is one question asked in a lab and the answer that the rules must bring about. Its last
 // two fields are the proof that the check could fail: without the rules of that reason ("" is the
 // whole table) the answer is another one.
 type path struct {
-	from    func(*lab) netns
+	from    func(*lab) testlab.Netns
 	uid     int
 	network string
 	to      string
@@ -20,12 +22,12 @@ type path struct {
 	instead string
 }
 
-func fromGuest(l *lab) netns   { return l.guest }
-func fromPod(l *lab) netns     { return l.pod }
-func fromNetwork(l *lab) netns { return l.network }
+func fromGuest(l *lab) testlab.Netns   { return l.guest }
+func fromPod(l *lab) testlab.Netns     { return l.pod }
+func fromNetwork(l *lab) testlab.Netns { return l.network }
 
 // try asks with the ruleset, then without the rules that the path is to prove.
-func (l *lab) try(r Ruleset, paths []path) {
+func (l *lab) try(r nft.Ruleset, paths []path) {
 	for _, p := range paths {
 		l.Run(p.network+" "+p.to, func(t *testing.T) {
 			sub := *l
@@ -35,7 +37,7 @@ func (l *lab) try(r Ruleset, paths []path) {
 			if p.want == noAnswer && sub.drops() == 0 {
 				t.Errorf("no answer, but no rule dropped anything: want the guard to do it")
 			}
-			bare := r.without(p.without)
+			bare := without(r, p.without)
 			if p.without != "" && bare.Rules() == r.Rules() {
 				t.Fatalf("no rule has the reason %q", p.without)
 			}
@@ -56,7 +58,7 @@ func (l *lab) check(p path, want string) {
 	}
 }
 
-func build(t *testing.T, p plan.Plan, pod Pod) Ruleset {
+func build(t *testing.T, p plan.Plan, pod Pod) nft.Ruleset {
 	t.Helper()
 	r, err := Build(p, pod)
 	if err != nil {
@@ -345,11 +347,13 @@ func TestAllDNSByProxy(t *testing.T) {
 	}
 }
 
-// withRelayRoute makes the policy route of mode tproxy.
+// withRelayRoute makes the policy route of mode tproxy, as package keeper does.
 func (l *lab) withRelayRoute() *lab {
 	l.Helper()
-	if err := l.pod.do(0, func() error { return routeMarked(families) }); err != nil {
-		l.Fatal(err)
+	for _, family := range []string{"-4", "-6"} {
+		l.pod.Run(l, `
+			route add local default dev lo table 15101
+			rule add fwmark 0x20000/0x20000 lookup 15101 priority 15101`, "ip", family, "-batch", "-")
 	}
 	return l
 }

@@ -13,11 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meshvirt/meshvirt/pkg/sockopt"
+	testlab "github.com/meshvirt/meshvirt/test/lab"
 )
 
 // serve answers every connection or datagram to port on the hosts with what answer says about its
 // sender and, for TCP, the destination that it had before it was redirected.
-func (l *lab) serve(ns netns, uid int, network string, hosts []string, port string, answer func(from net.Addr, orig netip.AddrPort) string) {
+func (l *lab) serve(ns testlab.Netns, uid int, network string, hosts []string, port string, answer func(from net.Addr, orig netip.AddrPort) string) {
 	l.Helper()
 	for _, host := range hosts {
 		family := "4"
@@ -28,11 +29,11 @@ func (l *lab) serve(ns netns, uid int, network string, hosts []string, port stri
 	}
 }
 
-func (l *lab) serveOne(ns netns, uid int, network, addr string, answer func(from net.Addr, orig netip.AddrPort) string) {
+func (l *lab) serveOne(ns testlab.Netns, uid int, network, addr string, answer func(from net.Addr, orig netip.AddrPort) string) {
 	l.Helper()
 	var listener net.Listener
 	var packets net.PacketConn
-	err := ns.do(uid, func() (err error) {
+	err := ns.Do(uid, func() (err error) {
 		if strings.HasPrefix(network, "tcp") {
 			listener, err = listenTransparent(network, addr)
 		} else {
@@ -81,7 +82,7 @@ func listenTransparent(network, addr string) (net.Listener, error) {
 }
 
 // ask connects from a namespace as uid, from an address if one is given, and gives the answer.
-func (l *lab) ask(ns netns, uid int, network, from, addr string, patience time.Duration) string {
+func (l *lab) ask(ns testlab.Netns, uid int, network, from, addr string, patience time.Duration) string {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var d net.Dialer
@@ -89,7 +90,7 @@ func (l *lab) ask(ns netns, uid int, network, from, addr string, patience time.D
 		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
 	}
 	var c net.Conn
-	err := ns.do(uid, func() (err error) {
+	err := ns.Do(uid, func() (err error) {
 		if network == "ping" {
 			c, err = dialPing(ctx, addr)
 		} else {

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/meshvirt/meshvirt/pkg/nft"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
@@ -50,11 +51,7 @@ func TestTProxyPaths(t *testing.T) {
 				{fromGuest, appUID, "tcp", "[fd10:0:2::1]:15021", noAnswer, "", "health from fd10:0:2::2"},
 				{fromGuest, appUID, "tcp", "[" + podIP6 + "]:15121", noAnswer, "the mesh's own ports are not", "outbound, inbound, refused"},
 			}
-			l := newLab(t, w)
-			if err := l.pod.do(0, func() error { return routeMarked(families) }); err != nil {
-				t.Fatal(err)
-			}
-			l.try(build(t, dnsPlan(plan.TProxy), dualPod), paths)
+			newLab(t, w).withRelayRoute().try(build(t, dnsPlan(plan.TProxy), dualPod), paths)
 		})
 	}
 }
@@ -63,9 +60,9 @@ func TestTProxyPaths(t *testing.T) {
 func TestTProxyRewrite(t *testing.T) {
 	for name, w := range map[string]world{"bridge-nf": plain, "no bridge-nf": plain.withoutBridgeNF()} {
 		t.Run(name, func(t *testing.T) {
-			l := newLab(t, w)
+			l := newLab(t, w).withRelayRoute()
 			// Else the kernel finds the socket of a connection that it knows by itself, for a while.
-			l.pod.sysctl(t, "ipv4/tcp_early_demux", "0")
+			l.pod.Sysctl(t, "ipv4/tcp_early_demux", "0")
 			p := dnsPlan(plan.TProxy)
 			p.Proxy.OutboundPort = 15201
 			r := build(t, p, dualPod)
@@ -73,9 +70,8 @@ func TestTProxyRewrite(t *testing.T) {
 			var relay net.Listener
 			var guest net.Conn
 			for _, err := range []error{
-				l.pod.do(0, func() error { return routeMarked(families) }),
-				l.pod.do(proxyUID, func() (err error) { relay, err = listenTransparent("tcp", ":15201"); return err }),
-				l.guest.do(appUID, func() (err error) { guest, err = net.DialTimeout("tcp", away+":80", answerIn); return err }),
+				l.pod.Do(proxyUID, func() (err error) { relay, err = listenTransparent("tcp", ":15201"); return err }),
+				l.guest.Do(appUID, func() (err error) { guest, err = net.DialTimeout("tcp", away+":80", answerIn); return err }),
 			} {
 				if err != nil {
 					t.Fatal(err)
@@ -107,7 +103,7 @@ func TestTProxyRewrite(t *testing.T) {
 				l.apply(r)
 			}
 			// Without the table the guest's next packet does not find the relay: the test can fail.
-			l.apply(Ruleset{})
+			l.apply(nft.New(Table))
 			pod.SetDeadline(time.Now().Add(silence))
 			guest.Write([]byte("lost"))
 			if n, err := pod.Read(make([]byte, 4)); err == nil {

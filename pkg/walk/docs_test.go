@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/meshvirt/meshvirt/pkg/nft"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/rules"
 )
@@ -72,13 +73,13 @@ func paragraphs(t *testing.T, pod Pod, titles ...string) string {
 // places is the table of all chains in the order in which they are called.
 func places(t *testing.T) string {
 	type place struct {
-		hook       string
+		hook       nft.Hook
 		at, prio   int32
 		who, chain string
 	}
 	var order []place
 	modes := map[place][]string{}
-	hooks := []string{prerouting, forward, output, postrouting}
+	hooks := []nft.Hook{nft.Prerouting, nft.Forward, nft.Output, nft.Postrouting}
 	for _, name := range []string{"native", "rules", "nat-proxy", "tproxy", "ambient", "intercepted"} {
 		pod := examplePod(plan.Mode(name))
 		if name == "intercepted" {
@@ -92,7 +93,10 @@ func places(t *testing.T) string {
 		w := newWorld(pod, table, 0)
 		for _, hook := range hooks {
 			for _, s := range w.stops(hook) {
-				p := place{hook, s.at, s.priority, s.who, s.chain.Name}
+				p := place{hook: hook, at: s.at, prio: s.priority, who: s.who}
+				if s.chain != nil {
+					p.chain = s.chain.Name
+				}
 				if !slices.Contains(order, p) {
 					order = append(order, p)
 				}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/meshvirt/meshvirt/pkg/nft"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
@@ -88,21 +89,21 @@ func (d drawer) dials(leg *Leg) string {
 // did not was for the other family.
 func (s Step) effective() (out []Match) {
 	for i, m := range s.Rules {
-		if !strings.HasPrefix(m.Rule.Action, "jump ") && m.Rule.Action != "accept" && (i == len(s.Rules)-1 || !translates(m)) {
+		if !strings.HasPrefix(m.Action, "jump ") && m.Action != "accept" && (i == len(s.Rules)-1 || !translates(m)) {
 			out = append(out, m)
 		}
 	}
 	return out
 }
 
-func translates(m Match) bool { return strings.Contains(m.Rule.Action, "dnat ") }
+func translates(m Match) bool { return strings.Contains(m.Action, "dnat ") }
 
 func (d drawer) steps(steps []Step) (out []string) {
 	for _, s := range steps {
 		for _, m := range s.effective() {
-			action := strings.ReplaceAll(m.Rule.Action, "counter packets 0 bytes 0 ", "")
+			action := strings.ReplaceAll(m.Action, "counter packets 0 bytes 0 ", "")
 			link := s.Before.In
-			if s.Hook == output || s.Hook == postrouting {
+			if s.Hook == nft.Output || s.Hook == nft.Postrouting {
 				link = s.Before.Out
 			}
 			priority := fmt.Sprint(s.Priority)
@@ -112,7 +113,7 @@ func (d drawer) steps(steps []Step) (out []string) {
 			case s.Who == linux:
 				priority = ""
 			}
-			line := fmt.Sprintf("%-*s  %-18s  %-8s  %s", d.links, link, s.Hook+" "+priority, s.Who, action)
+			line := fmt.Sprintf("%-*s  %-18s  %-8s  %s", d.links, link, string(s.Hook)+" "+priority, s.Who, action)
 			switch {
 			case s.Before.Dst != s.After.Dst:
 				line += fmt.Sprintf(" [%s -> %s]", d.port(s.Before.Dst), d.port(s.After.Dst))
@@ -121,8 +122,8 @@ func (d drawer) steps(steps []Step) (out []string) {
 			case translates(m):
 				line += " [frozen]"
 			}
-			if m.Rule.Why != "" {
-				line += ": " + m.Rule.Why
+			if m.Why != "" {
+				line += ": " + m.Why
 			}
 			out = append(out, line)
 		}
@@ -137,8 +138,8 @@ func (w Way) shape() string {
 		b.WriteString(leg.By + leg.Out + "\n")
 		for _, s := range slices.Concat(leg.First, leg.Reply) {
 			for _, m := range s.effective() {
-				action, _, _ := strings.Cut(strings.ReplaceAll(m.Rule.Action, "ip6", "ip"), "nat ") // where to shows in the rest
-				fmt.Fprintln(&b, s.Who, s.Hook, s.Priority, m.Chain, m.Rule.Why, action)
+				action, _, _ := strings.Cut(strings.ReplaceAll(m.Action, "ip6", "ip"), "nat ") // where to shows in the rest
+				fmt.Fprintln(&b, s.Who, s.Hook, s.Priority, m.Chain, m.Why, action)
 			}
 		}
 	}

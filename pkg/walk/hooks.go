@@ -9,13 +9,13 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
-	"github.com/meshvirt/meshvirt/pkg/rules"
+	"github.com/meshvirt/meshvirt/pkg/nft"
 )
 
 // A Step is a chain that the kernel called for a packet, of ours or of somebody else.
 type Step struct {
 	Who      string // whose chain
-	Hook     string
+	Hook     nft.Hook
 	Priority int32
 	Chain    string // its name, if it is ours
 	// Rules are those that matched, in order, jumps among them. Others' chains have one, without expressions.
@@ -25,19 +25,8 @@ type Step struct {
 	Dropped       bool
 }
 
-// A Match is a rule that matched, and the chain that it is in.
-type Match struct {
-	Chain string
-	Rule  rules.Rule
-}
-
-// The hooks, by their names in nft.
-const (
-	prerouting  = "prerouting"
-	forward     = "forward"
-	output      = "output"
-	postrouting = "postrouting"
-)
+// A Match is a rule that matched: the chain that it is in, what it does besides matching, and why it is there.
+type Match struct{ Chain, Action, Why string }
 
 // Where connection tracking and translation of addresses are, whatever the priorities of nat chains, which
 // order these among themselves (netfilter_ipv4.h).
@@ -52,25 +41,25 @@ type stop struct {
 	who      string
 	nat      bool
 	priority int32
-	at       int32 // the priority at which it is called
-	chain    rules.Chain
+	at       int32                       // the priority at which it is called
+	chain    *nft.Chain                  // of ours, else nil
 	do       func(*Packet) (text string) // of others; empty if it does not match
 }
 
 // stops are all of a hook, in the order in which the kernel comes to them.
-func (w *world) stops(hook string) []stop {
+func (w *world) stops(hook nft.Hook) []stop {
 	var all []stop
 	add := func(s stop) {
 		s.at = s.priority
 		if s.nat {
 			s.at = natDst
-			if hook == postrouting {
+			if hook == nft.Postrouting {
 				s.at = natSrc
 			}
 		}
 		all = append(all, s)
 	}
-	for _, c := range slices.Backward(w.chains) { // of equal priorities the last one first
+	for _, c := range slices.Backward(w.table.Chains()) { // of equal priorities the last one first
 		if c.Base != nil && c.Base.Hook == hook {
 			add(stop{who: "MeshVirt", nat: c.Base.NAT, priority: c.Base.Priority, chain: c})
 		}
@@ -87,7 +76,7 @@ func (w *world) stops(hook string) []stop {
 }
 
 // hook calls every chain of a hook for a packet. alive is false if one drops it.
-func (w *world) hook(hook string, p *Packet, seen *[]Step, only ...int32) (alive bool, err error) {
+func (w *world) hook(hook nft.Hook, p *Packet, seen *[]Step, only ...int32) (alive bool, err error) {
 	for _, s := range w.stops(hook) {
 		if len(only) > 0 && !slices.Contains(only, s.priority) {
 			continue
@@ -103,14 +92,15 @@ func (w *world) hook(hook string, p *Packet, seen *[]Step, only ...int32) (alive
 		if s.nat && !p.undecided(hook) {
 			continue
 		}
-		step := Step{Who: s.who, Hook: hook, Priority: s.priority, Chain: s.chain.Name, Before: p.copy()}
+		step := Step{Who: s.who, Hook: hook, Priority: s.priority, Before: p.copy()}
 		if s.do != nil {
 			text := s.do(p)
 			if text == "" {
 				continue
 			}
-			step.Rules = []Match{{Rule: rules.Rule{Text: text, Action: text}}}
+			step.Rules = []Match{{Action: text}}
 		} else {
+			step.Chain = s.chain.Name
 			m := machine{table: w.table, chains: w.byName, net: w.net, nat: s.nat}
 			var v verdict
 			if step.Rules, v, err = m.call(s.chain, p); err != nil {
@@ -128,10 +118,10 @@ func (w *world) hook(hook string, p *Packet, seen *[]Step, only ...int32) (alive
 		return false, err
 	}
 	p.back(hook)
-	if hook == prerouting || hook == output {
+	if hook == nft.Prerouting || hook == nft.Output {
 		p.Conn.decidedDst = true
 	}
-	if hook == postrouting {
+	if hook == nft.Postrouting {
 		p.Conn.decidedSrc = true
 	}
 	return true, nil
@@ -157,25 +147,25 @@ func (w *world) track(p *Packet) error {
 }
 
 // undecided reports whether nat chains are called: for the first packet, until one has decided.
-func (p *Packet) undecided(hook string) bool {
+func (p *Packet) undecided(hook nft.Hook) bool {
 	if p.State != expr.CtStateBitNEW || p.Reply {
 		return false
 	}
-	if hook == postrouting {
+	if hook == nft.Postrouting {
 		return !p.Conn.decidedSrc
 	}
 	return !p.Conn.decidedDst
 }
 
 // back translates a reply back, where the kernel translates.
-func (p *Packet) back(hook string) {
+func (p *Packet) back(hook nft.Hook) {
 	if !p.Reply || p.Conn == nil {
 		return
 	}
-	if (hook == prerouting || hook == output) && p.Dst == p.Conn.Presented {
+	if (hook == nft.Prerouting || hook == nft.Output) && p.Dst == p.Conn.Presented {
 		p.Dst = p.Conn.Src
 	}
-	if hook == postrouting && p.Src == p.Conn.Real {
+	if hook == nft.Postrouting && p.Src == p.Conn.Real {
 		p.Src = p.Conn.Dst
 	}
 }
@@ -191,7 +181,7 @@ func (p *Packet) copy() Packet {
 
 // enter is the way of a packet that comes in by an interface. If it is for the pod, Out stays empty.
 func (w *world) enter(p *Packet, seen *[]Step) (alive bool, err error) {
-	if alive, err = w.hook(prerouting, p, seen); !alive || err != nil {
+	if alive, err = w.hook(nft.Prerouting, p, seen); !alive || err != nil {
 		return alive, err
 	}
 	if w.BridgeNF && w.net.link(p.In).Bridge {
@@ -201,7 +191,7 @@ func (w *world) enter(p *Packet, seen *[]Step) (alive bool, err error) {
 			note(p, seen, "the bridge takes the socket off again (br_netfilter)")
 		}
 		p.Socket = 0
-		if alive, err = w.hook(prerouting, p, seen, math.MinInt32); !alive || err != nil {
+		if alive, err = w.hook(nft.Prerouting, p, seen, math.MinInt32); !alive || err != nil {
 			return alive, err
 		}
 	}
@@ -212,31 +202,31 @@ func (w *world) enter(p *Packet, seen *[]Step) (alive bool, err error) {
 		return true, nil
 	}
 	p.Out = w.net.to(p.Dst.Addr())
-	if alive, err = w.hook(forward, p, seen); !alive || err != nil {
+	if alive, err = w.hook(nft.Forward, p, seen); !alive || err != nil {
 		return alive, err
 	}
-	return w.hook(postrouting, p, seen)
+	return w.hook(nft.Postrouting, p, seen)
 }
 
 // note tells of what the kernel does besides calling chains.
 func note(p *Packet, seen *[]Step, text string) {
 	c := p.copy()
-	*seen = append(*seen, Step{Who: linux, Rules: []Match{{Rule: rules.Rule{Text: text, Action: text}}}, Before: c, After: c})
+	*seen = append(*seen, Step{Who: linux, Rules: []Match{{Action: text}}, Before: c, After: c})
 }
 
 // leave is the way of a packet of a process's, which may lead back into the pod by lo.
 func (w *world) leave(p *Packet, seen *[]Step) (alive bool, err error) {
 	to := p.Dst.Addr()
 	p.Out = w.net.route(p)
-	if alive, err = w.hook(output, p, seen); !alive || err != nil {
+	if alive, err = w.hook(nft.Output, p, seen); !alive || err != nil {
 		return alive, err
 	}
 	if p.Dst.Addr() != to { // translated, and so routed again
 		p.Out = w.net.route(p)
 	}
-	if alive, err = w.hook(postrouting, p, seen); !alive || err != nil || p.Out != "lo" {
+	if alive, err = w.hook(nft.Postrouting, p, seen); !alive || err != nil || p.Out != "lo" {
 		return alive, err
 	}
 	p.In, p.Out, p.Owner = "lo", "", nil
-	return w.hook(prerouting, p, seen)
+	return w.hook(nft.Prerouting, p, seen)
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
-	"github.com/meshvirt/meshvirt/pkg/rules"
+	"github.com/meshvirt/meshvirt/pkg/nft"
 )
 
 // A verdict is how a chain goes on behind a rule.
@@ -26,8 +26,8 @@ const (
 // A machine runs the expressions of rules as nf_tables does: on registers, one after the other, until one
 // breaks off the rule. What it does not know is an error rather than a guess.
 type machine struct {
-	table  rules.Ruleset
-	chains map[string]rules.Chain
+	table  nft.Ruleset
+	chains map[string]*nft.Chain
 	net    Network
 	nat    bool // whether the chain that is run is of type nat
 	regs   map[uint32][]byte
@@ -35,13 +35,13 @@ type machine struct {
 }
 
 // call runs a chain and those that it jumps to. It gives the rules that matched, in order.
-func (m *machine) call(c rules.Chain, p *Packet) (matched []Match, v verdict, err error) {
+func (m *machine) call(c *nft.Chain, p *Packet) (matched []Match, v verdict, err error) {
 	for _, r := range c.Rules {
 		m.regs = map[uint32][]byte{}
 		v := next
-		for _, e := range r.Exprs {
+		for _, e := range r.Exprs() {
 			if v, err = m.run(e, p); err != nil {
-				return matched, v, fmt.Errorf("chain %s: rule %q: %w", c.Name, r.Text, err)
+				return matched, v, fmt.Errorf("chain %s: rule %q: %w", c.Name, r.Text(), err)
 			}
 			if v != next {
 				break
@@ -50,7 +50,7 @@ func (m *machine) call(c rules.Chain, p *Packet) (matched []Match, v verdict, er
 		if v == broken {
 			continue
 		}
-		matched = append(matched, Match{Chain: c.Name, Rule: r})
+		matched = append(matched, Match{Chain: c.Name, Action: r.Action(), Why: r.Why})
 		if v == jumped {
 			var more []Match
 			if more, v, err = m.call(m.chains[m.target], p); err != nil {
@@ -114,7 +114,7 @@ func (m *machine) run(e expr.Any, p *Packet) (verdict, error) {
 		case expr.VerdictDrop:
 			return dropped, nil
 		case expr.VerdictJump:
-			if m.target = e.Chain; m.chains[e.Chain].Name == "" {
+			if m.target = e.Chain; m.chains[e.Chain] == nil {
 				return broken, fmt.Errorf("there is no chain %s", e.Chain)
 			}
 			return jumped, nil

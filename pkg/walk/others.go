@@ -8,6 +8,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"github.com/meshvirt/meshvirt/pkg/nft"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/rules"
 )
@@ -16,7 +17,7 @@ import (
 // interpret: test/e2e/netlab holds these few against the recorded ones.
 type other struct {
 	who      string
-	hook     string
+	hook     nft.Hook
 	nat      bool
 	priority int32
 	do       func(*Packet) (text string)
@@ -52,7 +53,7 @@ func (w *world) istioOthers() []other {
 		in := w.Plan.Inbound
 		return !slices.Contains(m.OwnPorts, p.Dst.Port()) && (in.All || slices.Contains(in.IncludePorts, p.Dst.Port()))
 	}
-	inbound := other{"Istio", prerouting, true, -100, func(p *Packet) string {
+	inbound := other{"Istio", nft.Prerouting, true, -100, func(p *Packet) string {
 		switch {
 		case !served(p), p.In == "lo":
 		case fromVirtual(p) && w.Plan.Mode == plan.Native && w.included(p.Dst.Addr()):
@@ -69,7 +70,7 @@ func (w *world) istioOthers() []other {
 		}
 		return p.Owner.UID == m.UID || p.Owner.GID == m.GID
 	}
-	outbound := other{"Istio", output, true, -100, func(p *Packet) string {
+	outbound := other{"Istio", nft.Output, true, -100, func(p *Packet) string {
 		self := p.Src.Addr() == source(p.Src.Addr()) && p.Out == "lo"
 		switch {
 		case m.DNS != nil && p.Dst.Port() == 53 && !byMesh(p) && (!p.ipv6() || w.ipv6()) && (m.DNS.All || slices.Contains(w.Observed.Nameservers, p.Dst.Addr())):
@@ -86,7 +87,7 @@ func (w *world) istioOthers() []other {
 	}}
 	if w.Plan.Mode == plan.Ambient {
 		// What is the guest's is decided before.
-		return []other{{"Istio", output, true, -100, func(p *Packet) string {
+		return []other{{"Istio", nft.Output, true, -100, func(p *Packet) string {
 			if p.Proto != unix.IPPROTO_TCP || p.Out == "lo" || p.Mark&rules.IstioMarkBits == rules.ZtunnelMark {
 				return ""
 			}
@@ -95,7 +96,7 @@ func (w *world) istioOthers() []other {
 	}
 	all := []other{inbound, outbound}
 	if mark := m.TProxyMark; mark != 0 {
-		all = append(all, other{"Istio", prerouting, false, -150, func(p *Packet) string {
+		all = append(all, other{"Istio", nft.Prerouting, false, -150, func(p *Packet) string {
 			switch {
 			case !served(p), fromVirtual(p), p.In == "lo":
 				return ""
@@ -133,20 +134,20 @@ func (w *world) kubevirtOthers() []other {
 		p.dnat(netip.AddrPortFrom(guest(p), p.Dst.Port()))
 		return "dnat to " + guest(p).String()
 	}
-	in := other{"KubeVirt", prerouting, true, -100, func(p *Packet) string {
+	in := other{"KubeVirt", nft.Prerouting, true, -100, func(p *Packet) string {
 		if p.In != w.Plan.PodInterface || w.istioMode() && (p.Dst.Port() != 22 || p.Proto != unix.IPPROTO_TCP) {
 			return ""
 		}
 		return to(p)
 	}}
-	out := other{"KubeVirt", output, true, -100, func(p *Packet) string {
+	out := other{"KubeVirt", nft.Output, true, -100, func(p *Packet) string {
 		dst := p.Dst.Addr()
 		if dst == netip.IPv6Loopback() || dst == loopback4 || w.istioMode() && dst.Is4() && dst == w.pod(dst) {
 			return to(p)
 		}
 		return ""
 	}}
-	post := other{"KubeVirt", postrouting, true, 100, func(p *Packet) string {
+	post := other{"KubeVirt", nft.Postrouting, true, 100, func(p *Packet) string {
 		src := p.Src.Addr()
 		switch {
 		case src == w.guest(src):
@@ -168,7 +169,7 @@ func (w *world) included(a netip.Addr) bool {
 }
 
 func (w *world) istioMode() bool { return w.Plan.Mode != plan.Ambient }
-func (w *world) ipv6() bool      { return w.Observed.IPv6 || w.Plan.Mesh.DualStack }
+func (w *world) ipv6() bool      { return w.Observed.ServesIPv6(w.Plan.Mesh) }
 
 // guest and pod are their addresses in the family of a, invalid if there is none.
 func (w *world) guest(a netip.Addr) netip.Addr {

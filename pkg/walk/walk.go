@@ -14,6 +14,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"github.com/meshvirt/meshvirt/pkg/nft"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/rules"
 )
@@ -76,9 +77,8 @@ const (
 // world is a pod with everybody's rules, and the leg that is walked.
 type world struct {
 	Pod
-	table     rules.Ruleset
-	chains    []rules.Chain
-	byName    map[string]rules.Chain
+	table     nft.Ruleset
+	byName    map[string]*nft.Chain
 	net       Network
 	others    []other
 	leg       *Leg
@@ -136,9 +136,9 @@ func Follow(pod Pod, p Packet, tunnelled uint16) (Way, error) {
 	return way, nil
 }
 
-func newWorld(pod Pod, table rules.Ruleset, tunnelled uint16) *world {
-	w := &world{Pod: pod, table: table, chains: table.Chains(), byName: map[string]rules.Chain{}, tunnelled: tunnelled}
-	for _, c := range w.chains {
+func newWorld(pod Pod, table nft.Ruleset, tunnelled uint16) *world {
+	w := &world{Pod: pod, table: table, byName: map[string]*nft.Chain{}, tunnelled: tunnelled}
+	for _, c := range table.Chains() {
 		w.byName[c.Name] = c
 	}
 	w.net.Links = []Link{{Name: pod.Plan.PodInterface, Addrs: pod.IPs}}

@@ -8,6 +8,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"github.com/meshvirt/meshvirt/pkg/nft"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/rules"
 )
@@ -33,7 +34,8 @@ func TestUnknown(t *testing.T) {
 		p := New("eth0", unix.IPPROTO_TCP, netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:2"))
 		p.Conn = &Conn{Dst: p.Dst}
 		m := machine{nat: name == "snat"}
-		c := rules.Chain{Name: "c", Rules: []rules.Rule{{Text: "some rule", Exprs: []expr.Any{e}}}}
+		c := &nft.Chain{Name: "c"}
+		c.Add("-", nft.Word{Text: "some rule", Exprs: []expr.Any{e}})
 		if _, _, err := m.call(c, &p); err == nil || !strings.Contains(err.Error(), `chain c: rule "some rule": `) {
 			t.Errorf("%s: error %v, want one that names the rule", name, err)
 		}
@@ -43,7 +45,7 @@ func TestUnknown(t *testing.T) {
 // A query and an answer in different zones of connection tracking are not one connection to the kernel.
 func TestZones(t *testing.T) {
 	pod := examplePod(plan.Rules)
-	w := newWorld(pod, rules.Ruleset{}, 0)
+	w := newWorld(pod, nft.Ruleset{}, 0)
 	w.leg = &Leg{Conn: &Conn{Zone: 53}}
 	if err := w.track(&Packet{Reply: true, Conn: &Conn{Zone: 1}}); err == nil {
 		t.Error("a reply in another zone was taken for one")

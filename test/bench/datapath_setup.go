@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/nftables"
 
+	"github.com/meshvirt/meshvirt/pkg/nft"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/rules"
 	"github.com/meshvirt/meshvirt/pkg/templates"
@@ -39,12 +40,12 @@ func joined(cidrs []netip.Prefix) string {
 }
 
 // excluding are the rules of a plan with n excluded CIDRs.
-func excluding(p plan.Plan, n int) (rules.Ruleset, error) {
+func excluding(p plan.Plan, n int) (nft.Ruleset, error) {
 	p.Outbound.ExcludeCIDRs = scattered(n)
 	return rules.Build(p, rules.Pod{})
 }
 
-func apply(r rules.Ruleset, ns *netns.Namespace) error {
+func apply(r nft.Ruleset, ns *netns.Namespace) error {
 	return r.Apply(nftables.WithNetNSFd(int(ns.File().Fd())))
 }
 

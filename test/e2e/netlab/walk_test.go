@@ -235,7 +235,7 @@ func walked(way walk.Way) []string {
 			}
 			var matched []string
 			for _, m := range s.Rules {
-				matched = append(matched, m.Chain+" "+m.Rule.Why)
+				matched = append(matched, m.Chain+" "+m.Why)
 			}
 			in, out := s.Before.In, s.Before.Out
 			if s.Hook == "postrouting" {

@@ -20,11 +20,11 @@ func TestChains(t *testing.T) {
 			}
 			for _, x := range c.Rules {
 				n++
-				if !strings.Contains(text, fmt.Sprintf("\t%s comment %q\n", x.Text, x.Why)) {
-					t.Errorf("nft lists no rule %q, %q", x.Text, x.Why)
+				if !strings.Contains(text, fmt.Sprintf("\t%s comment %q\n", x.Text(), x.Why)) {
+					t.Errorf("nft lists no rule %q, %q", x.Text(), x.Why)
 				}
-				if x.Action == "" || !strings.HasSuffix(x.Text, x.Action) || len(x.Exprs) == 0 {
-					t.Errorf("rule %q: action %q and %d expressions", x.Text, x.Action, len(x.Exprs))
+				if x.Action() == "" || !strings.HasSuffix(x.Text(), x.Action()) || len(x.Exprs()) == 0 {
+					t.Errorf("rule %q: action %q and %d expressions", x.Text(), x.Action(), len(x.Exprs()))
 				}
 			}
 		}
@@ -51,19 +51,5 @@ func TestChainsPlaces(t *testing.T) {
 	}
 	if len(want) > 0 {
 		t.Errorf("no chains %v", want)
-	}
-}
-
-func TestContains(t *testing.T) {
-	p := examplePlan(plan.Rules)
-	p.Outbound.ExcludePorts = []uint16{80, 81, 82, 443}
-	r := build(t, p, Pod{})
-	for port, want := range map[uint16]bool{79: false, 80: true, 82: true, 83: false, 443: true} {
-		if got, known := r.Contains("exclude_out_ports", net16(port)); got != want || !known {
-			t.Errorf("port %d: member %t of a known set %t, want %t", port, got, known, want)
-		}
-	}
-	if _, known := r.Contains("nothing", net16(80)); known {
-		t.Error("there is no set of that name")
 	}
 }

@@ -10,7 +10,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/nftables"
 
+	"github.com/meshvirt/meshvirt/pkg/nft"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	testlab "github.com/meshvirt/meshvirt/test/lab"
 )
 
 func prefixes(list ...string) (out []netip.Prefix) {
@@ -127,21 +129,21 @@ func forEachPlan(t *testing.T, f func(t *testing.T, p plan.Plan, pod Pod)) {
 
 // checkKernel compares what the kernel holds with the ruleset's text: after Apply, after applying it
 // again, and in another namespace after nft itself has read the text.
-func checkKernel(t *testing.T, r Ruleset, other netns, namespaces ...netns) {
+func checkKernel(t *testing.T, r nft.Ruleset, other testlab.Netns, namespaces ...testlab.Netns) {
 	t.Helper()
-	want := normal(r.String())
+	want := testlab.NormalTable(r.String())
 	for _, ns := range namespaces {
 		for _, when := range []string{"applied", "applied again"} {
 			if err := r.Apply(nftables.WithNetNSFd(int(ns.Fd()))); err != nil {
 				t.Fatalf("%s: %v", when, err)
 			}
-			if diff := cmp.Diff(want, ns.list(t)); diff != "" {
+			if diff := cmp.Diff(want, ns.Table(t, Table)); diff != "" {
 				t.Fatalf("%s: nft lists other rules (-text +kernel):\n%s", when, diff)
 			}
 		}
 	}
-	other.run(t, r.String(), "nft", "-f", "-")
-	if diff := cmp.Diff(want, other.list(t)); diff != "" {
+	other.Run(t, r.String(), "nft", "-f", "-")
+	if diff := cmp.Diff(want, other.Table(t, Table)); diff != "" {
 		t.Fatalf("read by nft: nft lists other rules (-text +kernel):\n%s", diff)
 	}
 }
@@ -153,7 +155,7 @@ func TestTextIsWhatTheKernelHolds(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		checkKernel(t, r, newNetns(t), newNetns(t))
+		checkKernel(t, r, testlab.NewNetns(t), testlab.NewNetns(t))
 	})
 }
 
@@ -167,21 +169,21 @@ func TestSeveralInterfaces(t *testing.T) {
 	if text := r.String(); !strings.Contains(text, "iifname @interfaces jump from_guest") || strings.Count(text, `"k6t-net1"`) != 1 {
 		t.Errorf("want one set of interfaces and look-ups in it:\n%s", text)
 	}
-	checkKernel(t, r, newNetns(t), newNetns(t))
+	checkKernel(t, r, testlab.NewNetns(t), testlab.NewNetns(t))
 }
 
 // TestRandomPlans tries plans that nobody would write, with numbers at the edges.
 func TestRandomPlans(t *testing.T) {
 	const plans = 200
 	rnd := rand.New(rand.NewPCG(1, 2))
-	a, b := newNetns(t), newNetns(t)
+	a, b := testlab.NewNetns(t), testlab.NewNetns(t)
 	for i := range plans {
 		p, pod := randomPlan(rnd)
 		r, err := Build(p, pod)
 		if err != nil {
 			t.Fatalf("plan %d: %v\n%+v", i, err, p)
 		}
-		b.run(t, "", "nft", "flush", "ruleset")
+		b.Run(t, "", "nft", "flush", "ruleset")
 		checkKernel(t, r, b, a)
 		if t.Failed() {
 			t.Fatalf("plan %d: %+v", i, p)

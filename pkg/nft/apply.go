@@ -1,4 +1,4 @@
-package rules
+package nft
 
 import (
 	"errors"
@@ -33,16 +33,16 @@ func (r Ruleset) Apply(opts ...nftables.ConnOption) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("write table inet %s: %w (it needs the capability NET_ADMIN)", Table, err)
+		return fmt.Errorf("write table inet %s: %w (it needs the capability NET_ADMIN)", r.name, err)
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP):
 		// How nf_tables says that it has no such expression or chain type and can load no module for it.
-		return fmt.Errorf("write table inet %s: %w (the node's kernel needs nf_tables with nat, redir, masq, ct and fib for family inet, and tproxy for the mode of that name)", Table, err)
+		return fmt.Errorf("write table inet %s: %w (the node's kernel needs nf_tables with nat, redir, masq, ct and fib for family inet, and tproxy for the mode of that name)", r.name, err)
 	}
-	return fmt.Errorf("write table inet %s: %w", Table, err)
+	return fmt.Errorf("write table inet %s: %w", r.name, err)
 }
 
 func (r Ruleset) write(c *nftables.Conn) error {
-	t := &nftables.Table{Name: Table, Family: nftables.TableFamilyINet}
+	t := &nftables.Table{Name: r.name, Family: nftables.TableFamilyINet}
 	switch _, err := c.ListTableOfFamily(t.Name, t.Family); {
 	case errors.Is(err, unix.ENOENT):
 		// No delete: after one, closing the socket waits for an RCU grace period, which is most of the time
@@ -72,21 +72,11 @@ func (r Ruleset) write(c *nftables.Conn) error {
 		chains[i] = c.AddChain(x.netlink(t))
 	}
 	for i, x := range r.chains {
-		for _, u := range x.rules {
+		for _, u := range x.Rules {
 			c.AddRule(u.netlink(t, chains[i]))
 		}
 	}
 	return c.Flush()
-}
-
-func (c *chain) netlink(t *nftables.Table) *nftables.Chain {
-	if c.base == nil {
-		return &nftables.Chain{Name: c.name, Table: t}
-	}
-	accept := nftables.ChainPolicyAccept
-	return &nftables.Chain{
-		Name: c.name, Table: t, Type: c.base.kind, Hooknum: c.base.hook, Priority: &c.base.priority, Policy: &accept,
-	}
 }
 
 // largeBuffers asks for more than the system's limit, which CAP_NET_ADMIN allows.

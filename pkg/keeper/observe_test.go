@@ -1,4 +1,4 @@
-package rules
+package keeper
 
 import (
 	"net/netip"
@@ -8,6 +8,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/meshvirt/meshvirt/pkg/rules"
+	"github.com/meshvirt/meshvirt/test/lab"
 )
 
 func TestObserve(t *testing.T) {
@@ -16,23 +19,23 @@ func TestObserve(t *testing.T) {
 	if err := os.WriteFile(conf, []byte("nameserver 10.96.0.10\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	ns := newNetns(t)
-	observe := func(conf string) (pod Pod) {
+	ns := lab.NewNetns(t)
+	observe := func(conf string) (pod rules.Pod) {
 		t.Helper()
-		if err := ns.do(0, func() (err error) { pod, err = Observe(conf); return err }); err != nil {
+		if err := ns.Do(0, func() (err error) { pod, err = Observe(conf); return err }); err != nil {
 			t.Fatal(err)
 		}
 		return pod
 	}
-	check := func(got, want Pod) {
+	check := func(got, want rules.Pod) {
 		t.Helper()
 		if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
 	}
-	check(observe(conf), Pod{Nameservers: addrs("10.96.0.10")})
-	ns.run(t, "link set lo up\naddr add ::6/128 dev lo", "ip", "-batch", "-")
-	check(observe(filepath.Join(dir, "none")), Pod{IPv6: true})
+	check(observe(conf), rules.Pod{Nameservers: []netip.Addr{netip.MustParseAddr("10.96.0.10")}})
+	ns.Run(t, "link set lo up\naddr add ::6/128 dev lo", "ip", "-batch", "-")
+	check(observe(filepath.Join(dir, "none")), rules.Pod{IPv6: true})
 	if _, err := Observe(dir); err == nil {
 		t.Error("resolv.conf is a directory: want an error")
 	}

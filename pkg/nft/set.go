@@ -1,4 +1,4 @@
-package rules
+package nft
 
 import (
 	"net/netip"
@@ -9,13 +9,11 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"go4.org/netipx"
-
-	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
-// A set is a named set of the table: a look-up costs the same for one member and for thousands.
+// A Set is a named set of the table: a look-up costs the same for one member and for thousands. Nil is an empty one.
 // Sets of addresses and ports are interval sets, whose members are merged, disjoint and in order.
-type set struct {
+type Set struct {
 	name  string
 	why   string
 	typ   nftables.SetDatatype
@@ -28,13 +26,19 @@ type span struct {
 	first, last []byte
 }
 
-func (s *set) empty() bool { return s == nil || len(s.spans) == 0 }
+// Len is the number of members; a range counts as one.
+func (s *Set) Len() int {
+	if s == nil {
+		return 0
+	}
+	return len(s.spans)
+}
 
 // interval reports whether the kernel compares members by range; names of interfaces it hashes.
-func (s *set) interval() bool { return s.typ.Name != nftables.TypeIFName.Name }
+func (s *Set) interval() bool { return s.typ.Name != nftables.TypeIFName.Name }
 
 // String gives the set as nft lists it, on one level of indentation.
-func (s *set) String() string {
+func (s *Set) String() string {
 	var b strings.Builder
 	b.WriteString("\tset " + s.name + " {\n\t\ttype " + s.typ.Name + "\n")
 	if s.interval() {
@@ -53,7 +57,7 @@ func (s *set) String() string {
 
 // netlink gives the set and its members for the kernel, where a range is its first key and the key
 // after its last, which is marked as an end. A range up to the largest key has no end.
-func (s *set) netlink(t *nftables.Table) (*nftables.Set, []nftables.SetElement) {
+func (s *Set) netlink(t *nftables.Table) (*nftables.Set, []nftables.SetElement) {
 	out := &nftables.Set{
 		Table: t, Name: s.name, Comment: s.why, KeyType: s.typ,
 		Interval: s.interval(), KeyByteOrder: binaryutil.BigEndian,
@@ -82,17 +86,17 @@ func next(k []byte) ([]byte, bool) {
 	return nil, false
 }
 
-// newPrefixSet takes prefixes of one family. The set is empty (nil) without any.
-func newPrefixSet(name, why string, prefixes ...netip.Prefix) *set {
+// PrefixSet takes prefixes of one family. The set is empty (nil) without any, or if one is not valid.
+func PrefixSet(name, why string, prefixes ...netip.Prefix) *Set {
 	var b netipx.IPSetBuilder
 	for _, p := range prefixes {
 		b.AddPrefix(p)
 	}
 	all, err := b.IPSet()
 	if err != nil || len(all.Ranges()) == 0 {
-		return nil // an error means an invalid prefix, which Plan.Validate refuses
+		return nil // an error means an invalid prefix
 	}
-	s := &set{name: name, why: why, typ: nftables.TypeIP6Addr}
+	s := &Set{name: name, why: why, typ: nftables.TypeIP6Addr}
 	if all.Ranges()[0].From().Is4() {
 		s.typ = nftables.TypeIPAddr
 	}
@@ -108,11 +112,11 @@ func newPrefixSet(name, why string, prefixes ...netip.Prefix) *set {
 	return s
 }
 
-// A pair holds the set of each family, under names that end in 4 and 6.
-type pair struct{ v4, v6 *set }
+// A Pair holds the set of each family.
+type Pair struct{ V4, V6 *Set }
 
-// newPrefixPair sorts prefixes by family.
-func newPrefixPair(name, why string, prefixes []netip.Prefix) pair {
+// PrefixPair sorts prefixes by family, into sets of names that end in 4 and 6.
+func PrefixPair(name, why string, prefixes []netip.Prefix) Pair {
 	var v4, v6 []netip.Prefix
 	for _, p := range prefixes {
 		if p.Addr().Is4() {
@@ -121,42 +125,30 @@ func newPrefixPair(name, why string, prefixes []netip.Prefix) pair {
 			v6 = append(v6, p)
 		}
 	}
-	return pair{v4: newPrefixSet(name+"4", why, v4...), v6: newPrefixSet(name+"6", why, v6...)}
+	return Pair{V4: PrefixSet(name+"4", why, v4...), V6: PrefixSet(name+"6", why, v6...)}
 }
 
-// newAddrPair is newPrefixPair for single addresses.
-func newAddrPair(name, why string, addrs []netip.Addr) pair {
+// AddrPair is PrefixPair for single addresses.
+func AddrPair(name, why string, addrs []netip.Addr) Pair {
 	var prefixes []netip.Prefix
 	for _, a := range addrs {
 		prefixes = append(prefixes, netip.PrefixFrom(a, a.BitLen()))
 	}
-	return newPrefixPair(name, why, prefixes)
+	return PrefixPair(name, why, prefixes)
 }
 
-// of is the set of family f.
-func (p pair) of(f family) *set {
-	if f.l3 == ipv4.l3 {
-		return p.v4
+// Of is the set of family f.
+func (p Pair) Of(f *Family) *Set {
+	if f == IPv4 {
+		return p.V4
 	}
-	return p.v6
+	return p.V6
 }
 
-// newPortSet takes the ports that are true. The set is empty (nil) without any.
-func newPortSet(name, why string, ports *portTable) *set {
-	s := &set{name: name, why: why, typ: nftables.TypeInetService}
-	for _, r := range ports.ranges() {
-		s.spans = append(s.spans, span{text: r.String(), first: net16(r.First), last: net16(r.Last)})
-	}
-	if s.empty() {
-		return nil
-	}
-	return s
-}
-
-// newNameSet takes names of interfaces. Their order is nft's: it sorts them as numbers whose lowest
+// NameSet takes names of interfaces. Their order is nft's: it sorts them as numbers whose lowest
 // byte is the first character (on little-endian machines).
-func newNameSet(name, why string, names []string) *set {
-	s := &set{name: name, why: why, typ: nftables.TypeIFName}
+func NameSet(name, why string, names []string) *Set {
+	s := &Set{name: name, why: why, typ: nftables.TypeIFName}
 	for _, n := range names {
 		s.spans = append(s.spans, span{text: strconv.Quote(n), first: ifnameKey(n), last: ifnameKey(n)})
 	}
@@ -170,48 +162,4 @@ func newNameSet(name, why string, names []string) *set {
 	})
 	s.spans = slices.CompactFunc(s.spans, func(a, b span) bool { return a.text == b.text })
 	return s
-}
-
-// A portTable says of every port whether it is meant. Arithmetic on 65,536 flags has no edges.
-type portTable [1 << 16]bool
-
-func portTableOf(lists ...[]uint16) *portTable {
-	var t portTable
-	for _, l := range lists {
-		for _, p := range l {
-			t[p] = p != 0
-		}
-	}
-	return &t
-}
-
-func (t *portTable) add(ranges []plan.PortRange) *portTable {
-	for _, r := range ranges {
-		for p := int(r.First); p <= int(r.Last); p++ {
-			t[p] = true
-		}
-	}
-	return t
-}
-
-func (t *portTable) without(o *portTable) *portTable {
-	for p, x := range o {
-		t[p] = t[p] && !x
-	}
-	return t
-}
-
-// ranges gives the ports as the fewest closed ranges, in order.
-func (t *portTable) ranges() []plan.PortRange {
-	var out []plan.PortRange
-	for p, x := range t {
-		switch {
-		case !x:
-		case p > 0 && t[p-1]:
-			out[len(out)-1].Last = uint16(p)
-		default:
-			out = append(out, plan.Port(uint16(p)))
-		}
-	}
-	return out
 }

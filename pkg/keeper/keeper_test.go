@@ -1,7 +1,8 @@
-package rules
+package keeper
 
 import (
 	"context"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -11,31 +12,44 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/bridge"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/resolv"
+	"github.com/meshvirt/meshvirt/pkg/rules"
+	"github.com/meshvirt/meshvirt/test/lab"
 )
 
 // A keeper is Keep at work in a namespace.
 type keeper struct {
 	testing.TB
-	netns
+	lab.Netns
 	reports chan Written
+}
+
+// examplePlan is of mode tproxy, for a mesh of both families.
+func examplePlan() plan.Plan {
+	return plan.Plan{
+		Mode: plan.TProxy, Interfaces: []string{"k6t-eth0"}, PodInterface: "eth0",
+		Guest:    plan.Guest{IPv4: netip.MustParseAddr("10.0.2.2"), IPv6: netip.MustParseAddr("fd10:0:2::2")},
+		Mesh:     plan.Mesh{OutboundPort: 15001, InboundPort: 15006, UID: 1337, GID: 1337, OwnPorts: []uint16{15008, 15020, 15021, 15090}, DualStack: true},
+		Outbound: plan.Outbound{All: true},
+		Inbound:  plan.Inbound{All: true},
+		Proxy:    &plan.Proxy{OutboundPort: 15101, InboundPort: 15106, StatusPort: 15120}, WatchPort: 15121,
+	}
 }
 
 // startKeep runs Keep until the test ends, with or without capabilities.
 func startKeep(t *testing.T, capable bool, change ...func(*plan.Plan)) keeper {
 	t.Helper()
-	k := keeper{t, newNetns(t), make(chan Written, 100)}
+	k := keeper{t, lab.NewNetns(t), make(chan Written, 100)}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error)
 	go func() {
-		ended <- k.do(0, func() error {
+		ended <- k.Do(0, func() error {
 			if !capable {
 				var none [2]unix.CapUserData
 				if err := unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0]); err != nil {
 					return err
 				}
 			}
-			p := examplePlan(plan.TProxy)
-			p.Mesh.DualStack = true
+			p := examplePlan()
 			for _, f := range change {
 				f(&p)
 			}
@@ -77,8 +91,8 @@ func (k keeper) until(what string, fits func(Written) bool) Written {
 func (k keeper) policy() string {
 	var out strings.Builder
 	for _, family := range []string{"-4", "-6"} {
-		out.WriteString(k.run(k.TB, "", "ip", family, "rule"))
-		out.WriteString(k.run(k.TB, "", "ip", family, "route", "show", "table", "all", "type", "local"))
+		out.WriteString(k.Run(k.TB, "", "ip", family, "rule"))
+		out.WriteString(k.Run(k.TB, "", "ip", family, "route", "show", "table", "all", "type", "local"))
 	}
 	return out.String()
 }
@@ -93,14 +107,14 @@ func (k keeper) complete() {
 	if n := strings.Count(policy, "local default dev lo table 15101"); n != 2 {
 		k.Errorf("%d routes in our table, want one of each family:\n%s", n, policy)
 	}
-	if table := k.list(k.TB); !strings.Contains(table, "tproxy ip6 to :15101") {
+	if table := k.Table(k.TB, rules.Table); !strings.Contains(table, "tproxy ip6 to :15101") {
 		k.Errorf("the table lacks tproxy:\n%s", table)
 	}
 }
 
 func TestKeep(t *testing.T) {
 	k := startKeep(t, true)
-	ip := func(args ...string) { k.Helper(); k.run(t, "", append([]string{"ip"}, args...)...) }
+	ip := func(args ...string) { k.Helper(); k.Run(t, "", append([]string{"ip"}, args...)...) }
 	ip("link", "set", "lo", "up")
 	w := k.until("the first attempt that works", func(w Written) bool { return w.Err == nil })
 	if w.Present || w.Rules.Rules() == 0 {
@@ -116,7 +130,7 @@ func TestKeep(t *testing.T) {
 	k.complete()
 
 	// Somebody takes everything away; the next bridge brings it back.
-	k.run(t, "", "nft", "flush", "ruleset")
+	k.Run(t, "", "nft", "flush", "ruleset")
 	ip("-4", "rule", "del", "priority", "15101")
 	ip("-6", "route", "flush", "table", "15101")
 	ip("link", "del", "k6t-eth0")
@@ -127,7 +141,7 @@ func TestKeep(t *testing.T) {
 	// Any link that becomes the interface counts.
 	ip("link", "del", "k6t-eth0")
 	ip("link", "add", "x", "type", "veth", "peer", "name", "y")
-	k.run(t, "", "nft", "flush", "ruleset")
+	k.Run(t, "", "nft", "flush", "ruleset")
 	ip("link", "set", "x", "name", "k6t-eth0")
 	k.until("the renamed interface", present)
 	k.complete()
@@ -139,10 +153,10 @@ func TestKeepSettles(t *testing.T) {
 	k := startKeep(t, true, func(p *plan.Plan) {
 		p.Mode, p.Proxy, p.Assumed = plan.Rules, nil, plan.Assumed{Interfaces: true, Guest: true}
 	})
-	ip := func(args ...string) { k.Helper(); k.run(t, "", append([]string{"ip"}, args...)...) }
+	ip := func(args ...string) { k.Helper(); k.Run(t, "", append([]string{"ip"}, args...)...) }
 	has := func(words ...string) {
 		t.Helper()
-		table := k.list(t)
+		table := k.Table(t, rules.Table)
 		for _, w := range words {
 			if !strings.Contains(table, w) {
 				t.Errorf("the table lacks %q:\n%s", w, table)

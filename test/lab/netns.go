@@ -1,4 +1,4 @@
-package rules
+package lab
 
 import (
 	"errors"
@@ -10,18 +10,17 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	testlab "github.com/meshvirt/meshvirt/test/lab"
 )
 
-// A netns is a network namespace of a test. It has no name and goes when its last user has gone.
-type netns struct{ *os.File }
+// A Netns is a network namespace of a test. It has no name and goes when its last user has gone.
+type Netns struct{ *os.File }
 
-func newNetns(t testing.TB) netns {
+// NewNetns makes one, for a test that is root.
+func NewNetns(t testing.TB) Netns {
 	t.Helper()
-	testlab.NeedRoot(t)
-	var ns netns
-	err := testlab.InNamespace(func() (err error) {
+	NeedRoot(t)
+	var ns Netns
+	err := InNamespace(func() (err error) {
 		ns.File, err = os.Open("/proc/thread-self/ns/net")
 		return err
 	})
@@ -32,9 +31,9 @@ func newNetns(t testing.TB) netns {
 	return ns
 }
 
-// do runs f in the namespace, as uid where that matters: for the owner of sockets.
-func (ns netns) do(uid int, f func() error) error {
-	return testlab.OnThread(func() error {
+// Do runs f in the namespace, as uid where that matters: for the owner of sockets.
+func (ns Netns) Do(uid int, f func() error) error {
+	return OnThread(func() error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter network namespace: %w", err)
 		}
@@ -45,11 +44,11 @@ func (ns netns) do(uid int, f func() error) error {
 	})
 }
 
-// run starts a program in the namespace and gives its output; a failure ends the test.
-func (ns netns) run(t testing.TB, stdin string, argv ...string) string {
+// Run starts a program in the namespace and gives its output; a failure ends the test.
+func (ns Netns) Run(t testing.TB, stdin string, argv ...string) string {
 	t.Helper()
 	var out []byte
-	err := ns.do(0, func() (err error) {
+	err := ns.Do(0, func() (err error) {
 		cmd := exec.Command(argv[0], argv[1:]...)
 		cmd.Stdin = strings.NewReader(stdin)
 		out, err = cmd.Output()
@@ -65,10 +64,18 @@ func (ns netns) run(t testing.TB, stdin string, argv ...string) string {
 	return string(out)
 }
 
-// list is the table as nft sees it.
-func (ns netns) list(t testing.TB) string {
+// Sysctl writes a value below /proc/sys/net.
+func (ns Netns) Sysctl(t testing.TB, name, value string) {
 	t.Helper()
-	return normal(ns.run(t, "", "nft", "list", "table", "inet", Table))
+	if err := ns.Do(0, func() error { return os.WriteFile("/proc/sys/net/"+name, []byte(value), 0) }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Table is a table of family inet as nft lists it, in the form that NormalTable gives.
+func (ns Netns) Table(t testing.TB, name string) string {
+	t.Helper()
+	return NormalTable(ns.Run(t, "", "nft", "list", "table", "inet", name))
 }
 
 var (
@@ -76,9 +83,9 @@ var (
 	breaks = regexp.MustCompile(`,\s*\n\s*`)
 )
 
-// normal takes from nft text what does not matter: how lines are broken and indented, and how far
+// NormalTable takes from nft text what does not matter: how lines are broken and indented, and how far
 // counters are.
-func normal(text string) string {
+func NormalTable(text string) string {
 	text = counts.ReplaceAllString(text, "counter packets 0 bytes 0")
 	text = breaks.ReplaceAllString(text, ", ")
 	var b strings.Builder

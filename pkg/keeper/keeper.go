@@ -1,4 +1,6 @@
-package rules
+// Package keeper works in a running pod: it looks at what only the pod knows, writes the rules of a plan there, and keeps
+// them right while interfaces come and go. Which rules those are is the matter of package rules.
+package keeper
 
 import (
 	"context"
@@ -9,13 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meshvirt/meshvirt/pkg/bridge"
+	"github.com/meshvirt/meshvirt/pkg/nft"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/rules"
 )
 
 // Written says what one attempt of Keep has done.
 type Written struct {
-	Pod   Pod
-	Rules Ruleset
+	Pod   rules.Pod
+	Rules nft.Ruleset
 	// Settled is the plan that the rules are of, and what in the pod contradicts it.
 	bridge.Settled
 	// Present says that one of the plan's interfaces exists, and so that the rules are complete.
@@ -89,12 +93,12 @@ func write(s bridge.Settled, f bridge.Found, resolvConf string) (w Written) {
 	if w.Pod, w.Err = Observe(resolvConf); w.Err != nil {
 		return w
 	}
-	if w.Rules, w.Err = Build(s.Plan, w.Pod); w.Err != nil {
+	if w.Rules, w.Err = rules.Build(s.Plan, w.Pod); w.Err != nil {
 		return w
 	}
 	if w.Err = w.Rules.Apply(); w.Err != nil || !w.Present || s.Plan.Mode != plan.TProxy {
 		return w
 	}
-	w.Err = routeMarked(newBuilder(s.Plan, w.Pod).served)
+	w.Err = routeMarked(w.Pod.ServesIPv6(s.Plan.Mesh))
 	return w
 }
