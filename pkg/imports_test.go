@@ -16,7 +16,7 @@ var arrows = []struct {
 	reason string
 }{
 	{
-		[]string{"pkg/plan", "pkg/bridge", "pkg/nft", "pkg/rules", "pkg/keeper", "pkg/walk", "pkg/resolv", "pkg/dns", "pkg/proxy", "pkg/sockopt", "cmd/rules", "cmd/proxy"},
+		[]string{"pkg/plan", "pkg/bridge", "pkg/nft", "pkg/rules", "pkg/keeper", "pkg/interpreter", "pkg/walk", "pkg/drawing", "pkg/resolv", "pkg/dns", "pkg/proxy", "pkg/sockopt", "cmd/rules", "cmd/proxy"},
 		[]string{"k8s.io", "sigs.k8s.io"},
 		"the data plane runs beside every VM: it must stay small, and needs nothing of Kubernetes",
 	},
@@ -51,13 +51,23 @@ var arrows = []struct {
 		"a language knows nothing of what is said in it",
 	},
 	{
-		[]string{"pkg/rules", "pkg/walk"},
+		[]string{"pkg/rules", "pkg/interpreter", "pkg/walk", "pkg/drawing"},
 		[]string{module + "pkg/bridge", module + "pkg/keeper", module + "pkg/resolv", "github.com/vishvananda"},
 		"which rules a plan needs is computed and not looked up, so that they are shown and followed without a pod",
 	},
 	{
+		[]string{"pkg/interpreter"},
+		[]string{module + "pkg/plan", module + "pkg/rules", module + "pkg/walk", module + "pkg/drawing"},
+		"it says what the rules do that it is given, not what they were meant to",
+	},
+	{
+		[]string{"pkg/walk"},
+		[]string{module + "pkg/drawing"},
+		"a way is what the kernel does; how people see it is the drawing's",
+	},
+	{
 		[]string{"pkg/nft", "pkg/rules", "pkg/keeper", "cmd/rules"},
-		[]string{module + "pkg/walk", module + "pkg/proxy", module + "pkg/dns", "github.com/prometheus"},
+		[]string{module + "pkg/interpreter", module + "pkg/walk", module + "pkg/drawing", module + "pkg/proxy", module + "pkg/dns", "github.com/prometheus"},
 		"who writes rules handles no byte of the guest's, and explains nothing",
 	},
 	{

@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/meshvirt/meshvirt/pkg/drawing"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/rules"
@@ -81,7 +82,7 @@ type explanation struct {
 	Changes  []string `json:"changes,omitempty"`
 	// Assumed are facts on which Path and Rules rest and which only the running pod shows.
 	Assumed []string `json:"assumed,omitempty"`
-	// Path is a drawing of the packets' way (package walk).
+	// Path is a drawing of the packets' way (package drawing).
 	Path string     `json:"path,omitempty"`
 	Plan *plan.Plan `json:"plan,omitempty"`
 	// Rules is the nftables table in nft's language.
@@ -139,7 +140,7 @@ func (a adapter) explainPod(pod *corev1.Pod, assumed rules.Pod) (explanation, er
 		return x, invalid(errs)
 	}
 	if report.Mode == plan.Process {
-		x.Path = walk.DrawProcess()
+		x.Path = drawing.OfProcess()
 	}
 	if report.Plan == nil {
 		return x, nil
@@ -149,7 +150,7 @@ func (a adapter) explainPod(pod *corev1.Pod, assumed rules.Pod) (explanation, er
 		return x, fmt.Errorf("build the rules: %w", err)
 	}
 	x.Rules, x.Assumed = table.String(), assumptions(*report.Plan, assumed)
-	if x.Path, err = walk.Draw(walk.Pod{Plan: *report.Plan, Observed: assumed, BridgeNF: true}); err != nil {
+	if x.Path, err = drawing.Of(walk.Pod{Plan: *report.Plan, Observed: assumed, BridgeNF: true}); err != nil {
 		return x, fmt.Errorf("draw the packets' way: %w", err)
 	}
 	return x, nil

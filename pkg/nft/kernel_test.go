@@ -16,16 +16,18 @@ import (
 	"github.com/meshvirt/meshvirt/test/lab"
 )
 
-// checkKernel compares what the kernel holds with the ruleset's text: after Apply, and in another namespace after nft
-// itself has read the text.
+// checkKernel compares what the kernel holds with the ruleset's text: after Apply, after applying it again, and in
+// another namespace after nft itself has read the text.
 func checkKernel(t *testing.T, r Ruleset) lab.Netns {
 	t.Helper()
 	ours, other, want := lab.NewNetns(t), lab.NewNetns(t), lab.NormalTable(r.String())
-	if err := r.Apply(nftables.WithNetNSFd(int(ours.Fd()))); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(want, ours.Table(t, r.name)); diff != "" {
-		t.Fatalf("applied: nft lists other rules (-text +kernel):\n%s", diff)
+	for _, when := range []string{"applied", "applied again"} {
+		if err := r.Apply(nftables.WithNetNSFd(int(ours.Fd()))); err != nil {
+			t.Fatalf("%s: %v", when, err)
+		}
+		if diff := cmp.Diff(want, ours.Table(t, r.name)); diff != "" {
+			t.Fatalf("%s: nft lists other rules (-text +kernel):\n%s", when, diff)
+		}
 	}
 	other.Run(t, r.String(), "nft", "-f", "-")
 	if diff := cmp.Diff(want, other.Table(t, r.name)); diff != "" {

@@ -6,27 +6,25 @@ import (
 	"math"
 	"slices"
 
-	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
-
+	"github.com/meshvirt/meshvirt/pkg/interpreter"
 	"github.com/meshvirt/meshvirt/pkg/nft"
 )
 
+// Linux is who made a step that is no chain's.
+const Linux = "Linux"
+
 // A Step is a chain that the kernel called for a packet, of ours or of somebody else.
 type Step struct {
-	Who      string // whose chain
+	Who      string // whose chain: MeshVirt, Istio or KubeVirt; or Linux
 	Hook     nft.Hook
 	Priority int32
 	Chain    string // its name, if it is ours
 	// Rules are those that matched, in order, jumps among them. Others' chains have one, without expressions.
-	Rules []Match
+	Rules []interpreter.Match
 	// Before and After are the packet.
-	Before, After Packet
+	Before, After interpreter.Packet
 	Dropped       bool
 }
-
-// A Match is a rule that matched: the chain that it is in, what it does besides matching, and why it is there.
-type Match struct{ Chain, Action, Why string }
 
 // Where connection tracking and translation of addresses are, whatever the priorities of nat chains, which
 // order these among themselves (netfilter_ipv4.h).
@@ -41,9 +39,9 @@ type stop struct {
 	who      string
 	nat      bool
 	priority int32
-	at       int32                       // the priority at which it is called
-	chain    *nft.Chain                  // of ours, else nil
-	do       func(*Packet) (text string) // of others; empty if it does not match
+	at       int32                                   // the priority at which it is called
+	chain    *nft.Chain                              // of ours, else nil
+	do       func(*interpreter.Packet) (text string) // of others; empty if it does not match
 }
 
 // stops are all of a hook, in the order in which the kernel comes to them.
@@ -76,7 +74,7 @@ func (w *world) stops(hook nft.Hook) []stop {
 }
 
 // hook calls every chain of a hook for a packet. alive is false if one drops it.
-func (w *world) hook(hook nft.Hook, p *Packet, seen *[]Step, only ...int32) (alive bool, err error) {
+func (w *world) hook(hook nft.Hook, p *interpreter.Packet, seen *[]Step, only ...int32) (alive bool, err error) {
 	for _, s := range w.stops(hook) {
 		if len(only) > 0 && !slices.Contains(only, s.priority) {
 			continue
@@ -87,28 +85,25 @@ func (w *world) hook(hook nft.Hook, p *Packet, seen *[]Step, only ...int32) (ali
 			}
 		}
 		if s.at >= natDst && p.Conn != nil {
-			p.back(hook)
+			p.Restore(hook)
 		}
-		if s.nat && !p.undecided(hook) {
+		if s.nat && !p.Undecided(hook) {
 			continue
 		}
-		step := Step{Who: s.who, Hook: hook, Priority: s.priority, Before: p.copy()}
+		step := Step{Who: s.who, Hook: hook, Priority: s.priority, Before: p.Copy()}
 		if s.do != nil {
 			text := s.do(p)
 			if text == "" {
 				continue
 			}
-			step.Rules = []Match{{Action: text}}
+			step.Rules = []interpreter.Match{{Action: text}}
 		} else {
 			step.Chain = s.chain.Name
-			m := machine{table: w.table, chains: w.byName, net: w.net, nat: s.nat}
-			var v verdict
-			if step.Rules, v, err = m.call(s.chain, p); err != nil {
+			if step.Rules, step.Dropped, err = interpreter.Run(w.table, w.net, s.chain, p); err != nil {
 				return false, fmt.Errorf("hook %s, priority %d: %w", hook, s.priority, err)
 			}
-			step.Dropped = v == dropped
 		}
-		step.After = p.copy()
+		step.After = p.Copy()
 		*seen = append(*seen, step)
 		if step.Dropped {
 			return false, nil
@@ -117,18 +112,13 @@ func (w *world) hook(hook nft.Hook, p *Packet, seen *[]Step, only ...int32) (ali
 	if err := w.track(p); err != nil {
 		return false, err
 	}
-	p.back(hook)
-	if hook == nft.Prerouting || hook == nft.Output {
-		p.Conn.decidedDst = true
-	}
-	if hook == nft.Postrouting {
-		p.Conn.decidedSrc = true
-	}
+	p.Restore(hook)
+	p.Decide(hook)
 	return true, nil
 }
 
 // track finds the packet's connection. A template with a zone, set before, becomes part of it.
-func (w *world) track(p *Packet) error {
+func (w *world) track(p *interpreter.Packet) error {
 	var zone uint16
 	if p.Conn != nil {
 		zone = p.Conn.Zone
@@ -136,7 +126,7 @@ func (w *world) track(p *Packet) error {
 	switch {
 	case p.Conn != nil && p.Conn.Dst.IsValid():
 	case !p.Reply:
-		w.leg.Conn = &Conn{Zone: zone, Src: p.Src, Dst: p.Dst, Presented: p.Src, Real: p.Dst}
+		w.leg.Conn = &interpreter.Conn{Zone: zone, Src: p.Src, Dst: p.Dst, Presented: p.Src, Real: p.Dst}
 		p.Conn = w.leg.Conn
 	case zone != w.leg.Conn.Zone:
 		return fmt.Errorf("the reply %s -> %s is in zone %d, its connection in %d: it would be lost", p.Src, p.Dst, zone, w.leg.Conn.Zone)
@@ -146,45 +136,12 @@ func (w *world) track(p *Packet) error {
 	return nil
 }
 
-// undecided reports whether nat chains are called: for the first packet, until one has decided.
-func (p *Packet) undecided(hook nft.Hook) bool {
-	if p.State != expr.CtStateBitNEW || p.Reply {
-		return false
-	}
-	if hook == nft.Postrouting {
-		return !p.Conn.decidedSrc
-	}
-	return !p.Conn.decidedDst
-}
-
-// back translates a reply back, where the kernel translates.
-func (p *Packet) back(hook nft.Hook) {
-	if !p.Reply || p.Conn == nil {
-		return
-	}
-	if (hook == nft.Prerouting || hook == nft.Output) && p.Dst == p.Conn.Presented {
-		p.Dst = p.Conn.Src
-	}
-	if hook == nft.Postrouting && p.Src == p.Conn.Real {
-		p.Src = p.Conn.Dst
-	}
-}
-
-func (p *Packet) copy() Packet {
-	c := *p
-	if p.Conn != nil {
-		conn := *p.Conn
-		c.Conn = &conn
-	}
-	return c
-}
-
 // enter is the way of a packet that comes in by an interface. If it is for the pod, Out stays empty.
-func (w *world) enter(p *Packet, seen *[]Step) (alive bool, err error) {
+func (w *world) enter(p *interpreter.Packet, seen *[]Step) (alive bool, err error) {
 	if alive, err = w.hook(nft.Prerouting, p, seen); !alive || err != nil {
 		return alive, err
 	}
-	if w.BridgeNF && w.net.link(p.In).Bridge {
+	if w.BridgeNF && w.net.Link(p.In).Bridge {
 		// That was at the bridge, which takes the socket off. As an IP packet it meets only what was made
 		// behind br_netfilter's own hook (bridgedPrerouting of package rules).
 		if p.Socket != 0 {
@@ -195,13 +152,13 @@ func (w *world) enter(p *Packet, seen *[]Step) (alive bool, err error) {
 			return alive, err
 		}
 	}
-	if w.net.delivers(p) {
-		if w.net.kind(p.Dst.Addr(), "") != unix.RTN_LOCAL {
+	if w.net.Delivers(p) {
+		if !w.net.Local(p.Dst.Addr()) {
 			note(p, seen, fmt.Sprintf("mark %#x: delivered in the pod by a policy route", p.Mark))
 		}
 		return true, nil
 	}
-	p.Out = w.net.to(p.Dst.Addr())
+	p.Out = w.net.To(p.Dst.Addr())
 	if alive, err = w.hook(nft.Forward, p, seen); !alive || err != nil {
 		return alive, err
 	}
@@ -209,20 +166,20 @@ func (w *world) enter(p *Packet, seen *[]Step) (alive bool, err error) {
 }
 
 // note tells of what the kernel does besides calling chains.
-func note(p *Packet, seen *[]Step, text string) {
-	c := p.copy()
-	*seen = append(*seen, Step{Who: linux, Rules: []Match{{Action: text}}, Before: c, After: c})
+func note(p *interpreter.Packet, seen *[]Step, text string) {
+	c := p.Copy()
+	*seen = append(*seen, Step{Who: Linux, Rules: []interpreter.Match{{Action: text}}, Before: c, After: c})
 }
 
 // leave is the way of a packet of a process's, which may lead back into the pod by lo.
-func (w *world) leave(p *Packet, seen *[]Step) (alive bool, err error) {
+func (w *world) leave(p *interpreter.Packet, seen *[]Step) (alive bool, err error) {
 	to := p.Dst.Addr()
-	p.Out = w.net.route(p)
+	p.Out = w.net.Route(p)
 	if alive, err = w.hook(nft.Output, p, seen); !alive || err != nil {
 		return alive, err
 	}
 	if p.Dst.Addr() != to { // translated, and so routed again
-		p.Out = w.net.route(p)
+		p.Out = w.net.Route(p)
 	}
 	if alive, err = w.hook(nft.Postrouting, p, seen); !alive || err != nil || p.Out != "lo" {
 		return alive, err

@@ -8,6 +8,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"github.com/meshvirt/meshvirt/pkg/interpreter"
 	"github.com/meshvirt/meshvirt/pkg/nft"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/rules"
@@ -20,7 +21,7 @@ type other struct {
 	hook     nft.Hook
 	nat      bool
 	priority int32
-	do       func(*Packet) (text string)
+	do       func(*interpreter.Packet) (text string)
 }
 
 // Addresses from which the mesh's proxy dials what it lets in, and the loopback's.
@@ -42,18 +43,18 @@ func source(a netip.Addr) netip.Addr {
 // them, but in mode native, where it is rerouted (-k).
 func (w *world) istioOthers() []other {
 	m := w.Plan.Mesh
-	redirect := func(p *Packet, port uint16) string {
-		p.dnat(netip.AddrPortFrom(w.net.here(p), port))
+	redirect := func(p *interpreter.Packet, port uint16) string {
+		p.DNAT(netip.AddrPortFrom(w.net.Here(p), port))
 		return fmt.Sprintf("redirect to :%d", port)
 	}
-	fromVirtual := func(p *Packet) bool { return slices.Contains(w.Plan.Interfaces, p.In) }
-	served := func(p *Packet) bool { return p.Proto == unix.IPPROTO_TCP && (!p.ipv6() || w.ipv6()) }
+	fromVirtual := func(p *interpreter.Packet) bool { return slices.Contains(w.Plan.Interfaces, p.In) }
+	served := func(p *interpreter.Packet) bool { return p.Proto == unix.IPPROTO_TCP && (!p.IPv6() || w.ipv6()) }
 
-	letsIn := func(p *Packet) bool {
+	letsIn := func(p *interpreter.Packet) bool {
 		in := w.Plan.Inbound
 		return !slices.Contains(m.OwnPorts, p.Dst.Port()) && (in.All || slices.Contains(in.IncludePorts, p.Dst.Port()))
 	}
-	inbound := other{"Istio", nft.Prerouting, true, -100, func(p *Packet) string {
+	inbound := other{"Istio", nft.Prerouting, true, -100, func(p *interpreter.Packet) string {
 		switch {
 		case !served(p), p.In == "lo":
 		case fromVirtual(p) && w.Plan.Mode == plan.Native && w.included(p.Dst.Addr()):
@@ -64,17 +65,17 @@ func (w *world) istioOthers() []other {
 		}
 		return ""
 	}}
-	byMesh := func(p *Packet) bool {
+	byMesh := func(p *interpreter.Packet) bool {
 		if m.TProxyMark != 0 {
 			return p.Owner.GID == m.GID
 		}
 		return p.Owner.UID == m.UID || p.Owner.GID == m.GID
 	}
-	outbound := other{"Istio", nft.Output, true, -100, func(p *Packet) string {
+	outbound := other{"Istio", nft.Output, true, -100, func(p *interpreter.Packet) string {
 		self := p.Src.Addr() == source(p.Src.Addr()) && p.Out == "lo"
 		switch {
-		case m.DNS != nil && p.Dst.Port() == 53 && !byMesh(p) && (!p.ipv6() || w.ipv6()) && (m.DNS.All || slices.Contains(w.Observed.Nameservers, p.Dst.Addr())):
-			p.dnat(netip.AddrPortFrom(w.net.here(p), m.DNS.Port))
+		case m.DNS != nil && p.Dst.Port() == 53 && !byMesh(p) && (!p.IPv6() || w.ipv6()) && (m.DNS.All || slices.Contains(w.Observed.Nameservers, p.Dst.Addr())):
+			p.DNAT(netip.AddrPortFrom(w.net.Here(p), m.DNS.Port))
 			return fmt.Sprintf("DNS to :%d", m.DNS.Port)
 		case !served(p), self, byMesh(p) && p.Out != "lo", p.Out == "lo" && !byMesh(p), p.Dst.Addr().IsLoopback():
 			return ""
@@ -87,7 +88,7 @@ func (w *world) istioOthers() []other {
 	}}
 	if w.Plan.Mode == plan.Ambient {
 		// What is the guest's is decided before.
-		return []other{{"Istio", nft.Output, true, -100, func(p *Packet) string {
+		return []other{{"Istio", nft.Output, true, -100, func(p *interpreter.Packet) string {
 			if p.Proto != unix.IPPROTO_TCP || p.Out == "lo" || p.Mark&rules.IstioMarkBits == rules.ZtunnelMark {
 				return ""
 			}
@@ -96,7 +97,7 @@ func (w *world) istioOthers() []other {
 	}
 	all := []other{inbound, outbound}
 	if mark := m.TProxyMark; mark != 0 {
-		all = append(all, other{"Istio", nft.Prerouting, false, -150, func(p *Packet) string {
+		all = append(all, other{"Istio", nft.Prerouting, false, -150, func(p *interpreter.Packet) string {
 			switch {
 			case !served(p), fromVirtual(p), p.In == "lo":
 				return ""
@@ -119,42 +120,42 @@ func (w *world) istioOthers() []other {
 // kubevirtOthers are the rules of virt-handler for the masquerade binding. Beside a sidecar they are those of
 // KubeVirt's Istio mode, which leaves what comes in to the mesh, but for TCP port 22.
 func (w *world) kubevirtOthers() []other {
-	guest := func(p *Packet) netip.Addr { return w.guest(p.Dst.Addr()) }
-	listed := func(p *Packet) bool {
+	guest := func(p *interpreter.Packet) netip.Addr { return w.guest(p.Dst.Addr()) }
+	listed := func(p *interpreter.Packet) bool {
 		ports := w.Plan.Guest.TCP
 		if p.Proto == unix.IPPROTO_UDP {
 			ports = w.Plan.Guest.UDP
 		}
 		return w.Plan.Guest.AllPorts() || slices.ContainsFunc(ports, func(r plan.PortRange) bool { return r.Contains(p.Dst.Port()) })
 	}
-	to := func(p *Packet) string {
+	to := func(p *interpreter.Packet) string {
 		if !guest(p).IsValid() || !listed(p) {
 			return ""
 		}
-		p.dnat(netip.AddrPortFrom(guest(p), p.Dst.Port()))
+		p.DNAT(netip.AddrPortFrom(guest(p), p.Dst.Port()))
 		return "dnat to " + guest(p).String()
 	}
-	in := other{"KubeVirt", nft.Prerouting, true, -100, func(p *Packet) string {
+	in := other{"KubeVirt", nft.Prerouting, true, -100, func(p *interpreter.Packet) string {
 		if p.In != w.Plan.PodInterface || w.istioMode() && (p.Dst.Port() != 22 || p.Proto != unix.IPPROTO_TCP) {
 			return ""
 		}
 		return to(p)
 	}}
-	out := other{"KubeVirt", nft.Output, true, -100, func(p *Packet) string {
+	out := other{"KubeVirt", nft.Output, true, -100, func(p *interpreter.Packet) string {
 		dst := p.Dst.Addr()
 		if dst == netip.IPv6Loopback() || dst == loopback4 || w.istioMode() && dst.Is4() && dst == w.pod(dst) {
 			return to(p)
 		}
 		return ""
 	}}
-	post := other{"KubeVirt", nft.Postrouting, true, 100, func(p *Packet) string {
+	post := other{"KubeVirt", nft.Postrouting, true, 100, func(p *interpreter.Packet) string {
 		src := p.Src.Addr()
 		switch {
 		case src == w.guest(src):
-			p.snat(w.net.link(p.Out).source(src))
+			p.SNAT(w.net.Link(p.Out).Source(src))
 			return "masquerade"
 		case slices.Contains(w.Plan.Interfaces, p.Out) && listed(p) && (src == source4 && w.istioMode() || src.IsLoopback() && src != source4):
-			p.snat(w.net.link(p.Out).source(src))
+			p.SNAT(w.net.Link(p.Out).Source(src))
 			return "snat to " + p.Src.Addr().String()
 		}
 		return ""
@@ -179,22 +180,22 @@ func (w *world) guest(a netip.Addr) netip.Addr {
 	return w.Plan.Guest.IPv6
 }
 
-func (w *world) pod(a netip.Addr) netip.Addr { return w.net.Links[0].source(a) }
+func (w *world) pod(a netip.Addr) netip.Addr { return w.net.Links[0].Source(a) }
 
 // process is who is behind a port of the pod that a packet was delivered to, and what it sends on. Nothing means
 // that the way ends there.
-func (w *world) process(port uint16, arrived Packet) (who string, on *Packet) {
+func (w *world) process(port uint16, arrived interpreter.Packet) (who string, on *interpreter.Packet) {
 	m, dst, src := w.Plan.Mesh, arrived.Conn.Dst, arrived.Conn.Src
-	proxy, owner := w.proxy(), &Owner{m.UID, m.GID}
+	proxy, owner := w.proxy(), &interpreter.Owner{UID: m.UID, GID: m.GID}
 	if m.TProxyMark != 0 {
-		owner = &Owner{0, m.GID}
+		owner = &interpreter.Owner{UID: 0, GID: m.GID}
 	}
 	var mark uint32
 	if w.Plan.Mode == plan.Ambient {
-		owner, mark = &Owner{}, rules.ZtunnelMark
+		owner, mark = &interpreter.Owner{}, rules.ZtunnelMark
 	}
-	dial := func(o *Owner, mark uint32, from netip.Addr, to netip.AddrPort) *Packet {
-		p := New("", arrived.Proto, netip.AddrPortFrom(from, EphemeralPort), to)
+	dial := func(o *interpreter.Owner, mark uint32, from netip.Addr, to netip.AddrPort) *interpreter.Packet {
+		p := interpreter.New("", arrived.Proto, netip.AddrPortFrom(from, EphemeralPort), to)
 		p.Owner, p.Mark = o, mark
 		return &p
 	}
@@ -212,13 +213,13 @@ func (w *world) process(port uint16, arrived Packet) (who string, on *Packet) {
 	case port == m.InboundPort:
 		return proxy, dial(owner, 0, source(dst.Addr()), dst)
 	case x != nil && port == x.OutboundPort:
-		return relay, dial(&Owner{x.UID, x.UID}, 0, w.pod(dst.Addr()), dst)
+		return relay, dial(&interpreter.Owner{UID: x.UID, GID: x.UID}, 0, w.pod(dst.Addr()), dst)
 	case x != nil && port == x.InboundPort:
 		guest := w.guest(dst.Addr())
-		return relay, dial(&Owner{x.UID, x.UID}, 0, w.net.link(w.net.to(guest)).source(guest), netip.AddrPortFrom(guest, dst.Port()))
+		return relay, dial(&interpreter.Owner{UID: x.UID, GID: x.UID}, 0, w.net.Link(w.net.To(guest)).Source(guest), netip.AddrPortFrom(guest, dst.Port()))
 	case x != nil && x.DNSPort != 0 && arrived.Proto == unix.IPPROTO_UDP && port-x.DNSPort < plan.MaxNameservers:
 		server := w.Observed.Nameservers[port-x.DNSPort]
-		return relay, dial(&Owner{x.UID, x.UID}, 0, w.pod(server), netip.AddrPortFrom(server, 53))
+		return relay, dial(&interpreter.Owner{UID: x.UID, GID: x.UID}, 0, w.pod(server), netip.AddrPortFrom(server, 53))
 	case m.DNS != nil && port == m.DNS.Port:
 		return "the mesh's DNS proxy", nil
 	case slices.Contains(m.OwnPorts, port):

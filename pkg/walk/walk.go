@@ -1,10 +1,10 @@
 // Package walk follows a packet through a pod: which rule of ours in which hook took it, what was rewritten, who
 // sent it on, and where it came out.
 //
-// The rules are those that Build made, run as the kernel runs them: the same netlink expressions, by a small
-// interpreter that fails on one it does not know. Around it is a model of the few hops of others that a whole way
-// needs: Istio's and KubeVirt's rules, what the mesh's proxy and our relay dial, routing. It is pure. That the
-// kernel goes the same way is tested in test/e2e/netlab, rule by rule.
+// The rules are those that package rules builds, run by package interpreter as the kernel runs them. Around it is a model of
+// the few hops of others that a whole way needs: the order in which hooks call chains, Istio's and KubeVirt's rules,
+// what the mesh's proxy and our relay dial. It is pure. That the kernel goes the same way is tested in test/e2e/netlab,
+// rule by rule. Package drawing shows ways to people.
 package walk
 
 import (
@@ -12,8 +12,8 @@ import (
 	"net/netip"
 
 	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
 
+	"github.com/meshvirt/meshvirt/pkg/interpreter"
 	"github.com/meshvirt/meshvirt/pkg/nft"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/rules"
@@ -23,7 +23,7 @@ import (
 type Pod struct {
 	Plan     plan.Plan
 	Observed rules.Pod
-	// IPs are the pod's addresses, one of a family, Gateways those of the guest's bridge. Draw has examples for none.
+	// IPs are the pod's addresses, one of a family, Gateways those of the guest's bridge.
 	IPs, Gateways []netip.Prefix
 	// BridgeNF says that packets of a bridge pass the IP hooks already there (bridge-nf-call-iptables), as on nodes
 	// of Kubernetes.
@@ -44,9 +44,9 @@ type Way struct {
 type Leg struct {
 	// By is the process that opened it, empty for the client.
 	By    string
-	Owner *Owner
+	Owner *interpreter.Owner
 	Mark  uint32 // that By's socket bears
-	Conn  *Conn
+	Conn  *interpreter.Conn
 	In    string // the interface that it came in by, empty if the pod opened it
 	Out   string // the interface that it left by, empty if it ended in the pod
 	First []Step
@@ -78,8 +78,7 @@ const (
 type world struct {
 	Pod
 	table     nft.Ruleset
-	byName    map[string]*nft.Chain
-	net       Network
+	net       interpreter.Network
 	others    []other
 	leg       *Leg
 	tunnelled uint16
@@ -91,7 +90,7 @@ const maxLegs = 8
 // Follow walks a packet, and those that are sent on for it. tunnelled is the port that the mesh's proxy is asked
 // for in a tunnel, if the packet opens one, else 0. It fails if the plan is not valid, or if the rules hold
 // something that the walk does not know.
-func Follow(pod Pod, p Packet, tunnelled uint16) (Way, error) {
+func Follow(pod Pod, p interpreter.Packet, tunnelled uint16) (Way, error) {
 	table, err := rules.Build(pod.Plan, pod.Observed)
 	if err != nil {
 		return Way{}, err
@@ -137,29 +136,27 @@ func Follow(pod Pod, p Packet, tunnelled uint16) (Way, error) {
 }
 
 func newWorld(pod Pod, table nft.Ruleset, tunnelled uint16) *world {
-	w := &world{Pod: pod, table: table, byName: map[string]*nft.Chain{}, tunnelled: tunnelled}
-	for _, c := range table.Chains() {
-		w.byName[c.Name] = c
-	}
-	w.net.Links = []Link{{Name: pod.Plan.PodInterface, Addrs: pod.IPs}}
+	w := &world{Pod: pod, table: table, tunnelled: tunnelled}
+	w.net.Loopback = []netip.Addr{source6}
+	w.net.Links = []interpreter.Link{{Name: pod.Plan.PodInterface, Addrs: pod.IPs}}
 	for _, name := range pod.Plan.Interfaces {
-		w.net.Links = append(w.net.Links, Link{Name: name, Addrs: pod.Gateways, Bridge: true})
+		w.net.Links = append(w.net.Links, interpreter.Link{Name: name, Addrs: pod.Gateways, Bridge: true})
 	}
 	switch pod.Plan.Mode {
 	case plan.TProxy:
-		w.net.Routes = append(w.net.Routes, Route{rules.RelayMark, rules.RelayMark})
+		w.net.Routes = append(w.net.Routes, interpreter.Route{Mark: rules.RelayMark, Mask: rules.RelayMark})
 	case plan.Ambient:
-		w.net.Routes = append(w.net.Routes, Route{rules.ToLoopbackMark, rules.IstioMarkBits})
+		w.net.Routes = append(w.net.Routes, interpreter.Route{Mark: rules.ToLoopbackMark, Mask: rules.IstioMarkBits})
 	}
 	if mark := pod.Plan.Mesh.TProxyMark; mark != 0 {
-		w.net.Routes = append(w.net.Routes, Route{mark, 0xffffffff})
+		w.net.Routes = append(w.net.Routes, interpreter.Route{Mark: mark, Mask: 0xffffffff})
 	}
 	w.others = append(w.kubevirtOthers(), w.istioOthers()...) // KubeVirt's are made later, and so come first
 	return w
 }
 
 // walk is the first packet of the current leg.
-func (w *world) walk(p Packet) (alive bool, arrived Packet, err error) {
+func (w *world) walk(p interpreter.Packet) (alive bool, arrived interpreter.Packet, err error) {
 	if p.In != "" {
 		alive, err = w.enter(&p, &w.leg.First)
 	} else {
@@ -173,26 +170,15 @@ func (w *world) walk(p Packet) (alive bool, arrived Packet, err error) {
 }
 
 // reply is the first answer: from where the packet went, to whom was seen there.
-func (w *world) reply(first Packet) error {
-	r := Packet{In: first.Out, Proto: first.Proto, Src: first.Dst, Dst: first.Src, State: expr.CtStateBitESTABLISHED, Reply: true}
+func (w *world) reply(first interpreter.Packet) error {
+	r := interpreter.Packet{In: first.Out, Proto: first.Proto, Src: first.Dst, Dst: first.Src, State: expr.CtStateBitESTABLISHED, Reply: true}
 	enter := w.enter
 	if r.In == "" {
-		r.Owner, enter = &Owner{}, w.leave
+		r.Owner, enter = &interpreter.Owner{}, w.leave
 	}
 	alive, err := enter(&r, &w.leg.Reply)
 	if err == nil && !alive {
 		err = fmt.Errorf("the reply %s -> %s is dropped", first.Dst, first.Src)
 	}
 	return err
-}
-
-// protocol names what people call it.
-func protocol(p uint8) string {
-	switch p {
-	case unix.IPPROTO_TCP:
-		return "TCP"
-	case unix.IPPROTO_UDP:
-		return "UDP"
-	}
-	return fmt.Sprintf("protocol %d", p)
 }

@@ -2,58 +2,26 @@ package walk
 
 import (
 	"net/netip"
-	"strings"
 	"testing"
 
-	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
-
+	"github.com/meshvirt/meshvirt/pkg/interpreter"
 	"github.com/meshvirt/meshvirt/pkg/nft"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/rules"
 )
 
-// What the interpreter does not know is an error, not a rule that does not match.
-func TestUnknown(t *testing.T) {
-	for name, e := range map[string]expr.Any{
-		"expression": &expr.Queue{},
-		"meta key":   &expr.Meta{Key: expr.MetaKeyPRIORITY, Register: 1},
-		"set meta":   &expr.Meta{Key: expr.MetaKeyPRIORITY, Register: 1, SourceRegister: true},
-		"ct key":     &expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
-		"set ct":     &expr.Ct{Key: expr.CtKeyLABELS, Register: 1, SourceRegister: true},
-		"payload":    &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
-		"fib":        &expr.Fib{Register: 1, ResultOIFNAME: true, FlagDADDR: true},
-		"comparison": &expr.Cmp{Op: expr.CmpOpLt, Register: 1},
-		"bitwise":    &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: make([]byte, 4)},
-		"set":        &expr.Lookup{SourceRegister: 1, SetName: "nothing"},
-		"verdict":    &expr.Verdict{Kind: expr.VerdictGoto, Chain: "x"},
-		"chain":      &expr.Verdict{Kind: expr.VerdictJump, Chain: "x"},
-		"nat":        &expr.Masq{}, // in a chain of type filter
-		"snat":       &expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1},
-	} {
-		p := New("eth0", unix.IPPROTO_TCP, netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:2"))
-		p.Conn = &Conn{Dst: p.Dst}
-		m := machine{nat: name == "snat"}
-		c := &nft.Chain{Name: "c"}
-		c.Add("-", nft.Word{Text: "some rule", Exprs: []expr.Any{e}})
-		if _, _, err := m.call(c, &p); err == nil || !strings.Contains(err.Error(), `chain c: rule "some rule": `) {
-			t.Errorf("%s: error %v, want one that names the rule", name, err)
-		}
-	}
-}
-
 // A query and an answer in different zones of connection tracking are not one connection to the kernel.
 func TestZones(t *testing.T) {
-	pod := examplePod(plan.Rules)
+	pod := SamplePod(plan.Rules)
 	w := newWorld(pod, nft.Ruleset{}, 0)
-	w.leg = &Leg{Conn: &Conn{Zone: 53}}
-	if err := w.track(&Packet{Reply: true, Conn: &Conn{Zone: 1}}); err == nil {
+	w.leg = &Leg{Conn: &interpreter.Conn{Zone: 53}}
+	if err := w.track(&interpreter.Packet{Reply: true, Conn: &interpreter.Conn{Zone: 1}}); err == nil {
 		t.Error("a reply in another zone was taken for one")
 	}
 }
 
-// examplePod is one of a dual-stack mesh that captures DNS, with one port excluded each way.
-func examplePod(mode plan.Mode) Pod {
+// SamplePod is for tests in and of this package: one of a dual-stack mesh that captures DNS, with one port excluded each way.
+func SamplePod(mode plan.Mode) Pod {
 	return Pod{Plan: example(mode), Observed: observed, BridgeNF: true}
 }
 

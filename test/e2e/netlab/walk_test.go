@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/meshvirt/meshvirt/pkg/interpreter"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/rules"
 	"github.com/meshvirt/meshvirt/pkg/walk"
@@ -183,7 +184,7 @@ func walkPod(p plan.Plan, bridgeNF bool) walk.Pod {
 }
 
 // firstPacket is what the client of a flow sends.
-func firstPacket(f Flow) walk.Packet {
+func firstPacket(f Flow) interpreter.Packet {
 	proto := uint8(unix.IPPROTO_TCP)
 	if strings.HasSuffix(f.Network, "udp") {
 		proto = unix.IPPROTO_UDP
@@ -204,9 +205,9 @@ func firstPacket(f Flow) walk.Packet {
 	if f.Tunnel {
 		to = f.tunnel()
 	}
-	p := walk.New(in, proto, src, to)
+	p := interpreter.New(in, proto, src, to)
 	if f.From == Pod {
-		p.Owner = &walk.Owner{UID: launcherUID, GID: launcherUID}
+		p.Owner = &interpreter.Owner{UID: launcherUID, GID: launcherUID}
 	}
 	return p
 }

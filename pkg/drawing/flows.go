@@ -1,4 +1,4 @@
-package walk
+package drawing
 
 import (
 	"fmt"
@@ -8,7 +8,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/meshvirt/meshvirt/pkg/interpreter"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/walk"
 )
 
 // fromGuest and fromPeer are samples of what the two send. A packet to an invalid address is no sample.
@@ -17,19 +19,29 @@ func (d *drawing) fromGuest(proto uint8, to netip.AddrPort) sample {
 	if to.Addr().Is6() {
 		src = d.Guest.IPv6
 	}
-	return sample{packet: New(d.Interfaces[0], proto, netip.AddrPortFrom(src, EphemeralPort), to)}
+	return sample{packet: interpreter.New(d.Interfaces[0], proto, netip.AddrPortFrom(src, walk.EphemeralPort), to)}
 }
 
 func (d *drawing) fromPeer(v4 bool, proto uint8, port uint16) sample {
-	return sample{packet: New(d.PodInterface, proto, netip.AddrPortFrom(d.peer(v4), EphemeralPort), netip.AddrPortFrom(d.pod(v4), port))}
+	return sample{packet: interpreter.New(d.PodInterface, proto, netip.AddrPortFrom(d.peer(v4), walk.EphemeralPort), netip.AddrPortFrom(d.pod(v4), port))}
 }
 
 func (d *drawing) pod(v4 bool) netip.Addr {
-	return Link{Addrs: d.IPs}.source(map[bool]netip.Addr{true: source4, false: source6}[v4])
+	return first(d.IPs, v4)
 }
 
 func (d *drawing) gateway(v4 bool) netip.Addr {
-	return Link{Addrs: d.Gateways}.source(map[bool]netip.Addr{true: source4, false: source6}[v4])
+	return first(d.Gateways, v4)
+}
+
+// first is the first address of a family, invalid if there is none.
+func first(all []netip.Prefix, v4 bool) netip.Addr {
+	for _, p := range all {
+		if p.Addr().Is4() == v4 {
+			return p.Addr()
+		}
+	}
+	return netip.Addr{}
 }
 
 // away reports whether a is not in the guest's own network.
@@ -148,7 +160,7 @@ func (d *drawing) ingress() {
 				return sample{}
 			}
 			s := d.fromPeer(v4, unix.IPPROTO_TCP, max(port(true), port(false)))
-			s.packet.Src = netip.AddrPortFrom(kubelet, EphemeralPort)
+			s.packet.Src = netip.AddrPortFrom(kubelet, walk.EphemeralPort)
 			return s
 		})
 	}
@@ -211,14 +223,14 @@ func (d *drawing) dns() {
 // guard is what the guest may not.
 func (d *drawing) guard() {
 	d.flow("guard", "the guest to the pod's loopback", func(v4 bool) sample {
-		return d.fromGuest(unix.IPPROTO_TCP, netip.AddrPortFrom(map[bool]netip.Addr{true: loopback4, false: netip.IPv6Loopback()}[v4], 15000))
+		return d.fromGuest(unix.IPPROTO_TCP, netip.AddrPortFrom(map[bool]netip.Addr{true: netip.AddrFrom4([4]byte{127, 0, 0, 1}), false: netip.IPv6Loopback()}[v4], 15000))
 	})
 	d.flow("guard", "the guest to its gateway, but DHCP and ICMP", func(v4 bool) sample {
 		return d.fromGuest(unix.IPPROTO_TCP, netip.AddrPortFrom(d.gateway(v4), 22))
 	})
 	d.flow("guard", "the guest in the name of somebody else", func(v4 bool) sample {
 		s := d.fromGuest(unix.IPPROTO_UDP, netip.AddrPortFrom(d.peer(v4), 9999))
-		s.packet.Src = netip.AddrPortFrom(d.pod(v4), EphemeralPort)
+		s.packet.Src = netip.AddrPortFrom(d.pod(v4), walk.EphemeralPort)
 		return s
 	})
 }

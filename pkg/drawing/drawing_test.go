@@ -1,4 +1,4 @@
-package walk
+package drawing
 
 import (
 	"net/netip"
@@ -7,10 +7,13 @@ import (
 
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/rules"
+	"github.com/meshvirt/meshvirt/pkg/walk"
 )
 
+var nameservers = []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:10:96::a")}
+
 // What a plan says shows in the drawing, and what it does not say does not.
-func TestDraw(t *testing.T) {
+func TestOf(t *testing.T) {
 	base := func() plan.Plan {
 		return plan.Plan{
 			Release: plan.Release, Mode: plan.Rules, Interfaces: []string{"k6t-eth0"}, PodInterface: "eth0",
@@ -68,7 +71,7 @@ func TestDraw(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := base()
 			c.change(&p)
-			got, err := Draw(Pod{Plan: p, Observed: rules.Pod{Nameservers: observed.Nameservers}, BridgeNF: true})
+			got, err := Of(walk.Pod{Plan: p, Observed: rules.Pod{Nameservers: nameservers}, BridgeNF: true})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,4 +1,6 @@
-package walk
+// Package drawing shows people the ways of a pod's packets: it chooses the flows that a plan is about, has package walk
+// follow a packet of each, and draws what became of it, a line for each thing that happens.
+package drawing
 
 import (
 	"fmt"
@@ -7,15 +9,16 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/meshvirt/meshvirt/pkg/interpreter"
 	"github.com/meshvirt/meshvirt/pkg/nft"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/walk"
 )
 
-// Who made a step, besides MeshVirt.
-const linux = "Linux"
-
-// lines draws a way, a line for each thing that happens. names are those of hosts, for their addresses.
-func (w Way) lines(pod Pod, names map[netip.Addr]string) (out []string) {
+// lines draws a way. names are those of hosts, for their addresses.
+func lines(w walk.Way, pod walk.Pod, names map[netip.Addr]string) (out []string) {
 	d := drawer{names: names, links: len("lo")}
 	for _, n := range append(slices.Clone(pod.Plan.Interfaces), pod.Plan.PodInterface) {
 		d.links = max(d.links, len(n))
@@ -31,9 +34,9 @@ func (w Way) lines(pod Pod, names map[netip.Addr]string) (out []string) {
 		case leg.Out != "":
 			out = append(out, fmt.Sprintf("-> %s -> guest, which sees %s", leg.Out, d.host(leg.Conn.Presented)))
 		case i < len(w.Legs)-1:
-		case w.End.Kind == Served:
+		case w.End.Kind == walk.Served:
 			out = append(out, w.End.Who+" answers")
-		case w.End.Kind == Refused:
+		case w.End.Kind == walk.Refused:
 			out = append(out, "nobody listens there: refused")
 		}
 	}
@@ -71,7 +74,7 @@ func (d drawer) port(a netip.AddrPort) string {
 	return a.String()
 }
 
-func (d drawer) dials(leg *Leg) string {
+func (d drawer) dials(leg *walk.Leg) string {
 	s := fmt.Sprintf("%s (uid %d) dials %s", leg.By, leg.Owner.UID, d.port(leg.Conn.Dst))
 	if leg.Owner.UID != leg.Owner.GID {
 		s = fmt.Sprintf("%s (uid %d, gid %d) dials %s", leg.By, leg.Owner.UID, leg.Owner.GID, d.port(leg.Conn.Dst))
@@ -87,7 +90,7 @@ func (d drawer) dials(leg *Leg) string {
 
 // effective are the rules of a step that did more than to lead to others. A translation ends its chain: one that
 // did not was for the other family.
-func (s Step) effective() (out []Match) {
+func effective(s walk.Step) (out []interpreter.Match) {
 	for i, m := range s.Rules {
 		if !strings.HasPrefix(m.Action, "jump ") && m.Action != "accept" && (i == len(s.Rules)-1 || !translates(m)) {
 			out = append(out, m)
@@ -96,11 +99,11 @@ func (s Step) effective() (out []Match) {
 	return out
 }
 
-func translates(m Match) bool { return strings.Contains(m.Action, "dnat ") }
+func translates(m interpreter.Match) bool { return strings.Contains(m.Action, "dnat ") }
 
-func (d drawer) steps(steps []Step) (out []string) {
+func (d drawer) steps(steps []walk.Step) (out []string) {
 	for _, s := range steps {
-		for _, m := range s.effective() {
+		for _, m := range effective(s) {
 			action := strings.ReplaceAll(m.Action, "counter packets 0 bytes 0 ", "")
 			link := s.Before.In
 			if s.Hook == nft.Output || s.Hook == nft.Postrouting {
@@ -110,7 +113,7 @@ func (d drawer) steps(steps []Step) (out []string) {
 			switch {
 			case s.Priority == math.MinInt32:
 				priority = "INT_MIN"
-			case s.Who == linux:
+			case s.Who == walk.Linux:
 				priority = ""
 			}
 			line := fmt.Sprintf("%-*s  %-18s  %-8s  %s", d.links, link, string(s.Hook)+" "+priority, s.Who, action)
@@ -132,12 +135,12 @@ func (d drawer) steps(steps []Step) (out []string) {
 }
 
 // shape is a way without addresses: what happened, where, and why.
-func (w Way) shape() string {
+func shape(w walk.Way) string {
 	var b strings.Builder
 	for _, leg := range w.Legs {
 		b.WriteString(leg.By + leg.Out + "\n")
 		for _, s := range slices.Concat(leg.First, leg.Reply) {
-			for _, m := range s.effective() {
+			for _, m := range effective(s) {
 				action, _, _ := strings.Cut(strings.ReplaceAll(m.Action, "ip6", "ip"), "nat ") // where to shows in the rest
 				fmt.Fprintln(&b, s.Who, s.Hook, s.Priority, m.Chain, m.Why, action)
 			}
@@ -146,8 +149,10 @@ func (w Way) shape() string {
 	return b.String() + string(w.End.Kind)
 }
 
-// Draw draws the ways of a pod's packets. Its flows are chosen by the plan; what becomes of each is the walk's word.
-func Draw(pod Pod) (string, error) {
+// Of draws the ways of a pod's packets. Its flows are chosen by the plan; what becomes of each is the walk's word. The
+// pod's addresses may be left out, then there are examples; those of the guest's bridge are made from the plan. It fails
+// as walk.Follow does.
+func Of(pod walk.Pod) (string, error) {
 	d := &drawing{Pod: pod, Plan: pod.Plan}
 	d.addresses()
 	d.egress()
@@ -163,12 +168,12 @@ const processPath = `egress    guest -> a process of the pod, which opens its so
 ingress   peer -> the mesh's redirection and proxy -> the process of the pod -> guest
 `
 
-// DrawProcess is Draw for mode process, which has no plan.
-func DrawProcess() string { return processPath }
+// OfProcess is Of for mode process, which has no plan.
+func OfProcess() string { return processPath }
 
 // A drawing is made flow by flow.
 type drawing struct {
-	Pod
+	walk.Pod
 	plan.Plan
 	strings.Builder
 	names map[netip.Addr]string
@@ -220,7 +225,7 @@ func (d *drawing) text(title, format string, args ...any) {
 
 // A sample stands for a flow in one family. It is not valid if the flow has nothing there.
 type sample struct {
-	packet    Packet
+	packet    interpreter.Packet
 	tunnelled uint16
 }
 
@@ -228,7 +233,7 @@ type sample struct {
 func (d *drawing) flow(title, what string, of func(v4 bool) sample) {
 	type drawn struct {
 		family string
-		way    Way
+		way    walk.Way
 		sample sample
 	}
 	var all []drawn
@@ -240,13 +245,13 @@ func (d *drawing) flow(title, what string, of func(v4 bool) sample) {
 		if !s.packet.Dst.IsValid() {
 			continue
 		}
-		way, err := Follow(d.Pod, s.packet, s.tunnelled)
+		way, err := walk.Follow(d.Pod, s.packet, s.tunnelled)
 		if err != nil && d.err == nil {
 			d.err = fmt.Errorf("%s: %s -> %s: %w", title, s.packet.Src, s.packet.Dst, err)
 		}
 		all = append(all, drawn{map[bool]string{true: "IPv4", false: "IPv6"}[v4], way, s})
 	}
-	if len(all) == 2 && all[0].way.shape() == all[1].way.shape() {
+	if len(all) == 2 && shape(all[0].way) == shape(all[1].way) {
 		all, all[0].family = all[:1], "IPv4, and IPv6 alike"
 	}
 	d.text(title, "%s", what)
@@ -254,8 +259,19 @@ func (d *drawing) flow(title, what string, of func(v4 bool) sample) {
 		dr := drawer{names: d.names}
 		p := x.sample.packet
 		d.text("", "%s: %s -> %s, %s", x.family, dr.host(p.Src), dr.port(p.Dst), protocol(p.Proto))
-		for _, l := range x.way.lines(d.Pod, d.names) {
+		for _, l := range lines(x.way, d.Pod, d.names) {
 			d.text("", "  %s", l)
 		}
 	}
+}
+
+// protocol names what people call it.
+func protocol(p uint8) string {
+	switch p {
+	case unix.IPPROTO_TCP:
+		return "TCP"
+	case unix.IPPROTO_UDP:
+		return "UDP"
+	}
+	return fmt.Sprintf("protocol %d", p)
 }

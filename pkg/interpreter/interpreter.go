@@ -1,10 +1,14 @@
-package walk
+// Package interpreter runs rules as nf_tables does: a chain's own netlink expressions, one after the other, on a packet
+// and what the kernel knows of its connection and of the network. It knows nothing of the pod that the rules are for, and
+// what it does not know of the language is an error rather than a guess. It is pure.
+package interpreter
 
 import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -23,18 +27,29 @@ const (
 	dropped
 )
 
-// A machine runs the expressions of rules as nf_tables does: on registers, one after the other, until one
-// breaks off the rule. What it does not know is an error rather than a guess.
-type machine struct {
-	table  nft.Ruleset
-	chains map[string]*nft.Chain
-	net    Network
-	nat    bool // whether the chain that is run is of type nat
-	regs   map[uint32][]byte
-	target string // the chain to jump to
+// A Match is a rule that matched: the chain that it is in, what it does besides matching, and why it is there.
+type Match struct{ Chain, Action, Why string }
+
+// Run has a chain of the table, and those that it jumps to, look at a packet, and changes the packet as they say. It
+// gives the rules that matched, in order, and whether one dropped the packet. It fails if a rule holds something that
+// is not known here.
+func Run(table nft.Ruleset, net Network, c *nft.Chain, p *Packet) (matched []Match, drop bool, err error) {
+	m := machine{table: table, net: net, nat: c.Base != nil && c.Base.NAT}
+	matched, v, err := m.call(c, p)
+	return matched, v == dropped, err
 }
 
-// call runs a chain and those that it jumps to. It gives the rules that matched, in order.
+// A machine has registers, which each rule begins anew. It runs the rule's expressions one after the other, until one
+// breaks off the rule.
+type machine struct {
+	table  nft.Ruleset
+	net    Network
+	nat    bool // whether the chain that the kernel called is of type nat
+	regs   map[uint32][]byte
+	target *nft.Chain // the chain to jump to
+}
+
+// call runs a chain.
 func (m *machine) call(c *nft.Chain, p *Packet) (matched []Match, v verdict, err error) {
 	for _, r := range c.Rules {
 		m.regs = map[uint32][]byte{}
@@ -53,7 +68,7 @@ func (m *machine) call(c *nft.Chain, p *Packet) (matched []Match, v verdict, err
 		matched = append(matched, Match{Chain: c.Name, Action: r.Action(), Why: r.Why})
 		if v == jumped {
 			var more []Match
-			if more, v, err = m.call(m.chains[m.target], p); err != nil {
+			if more, v, err = m.call(m.target, p); err != nil {
 				return matched, v, err
 			}
 			matched = append(matched, more...)
@@ -114,9 +129,11 @@ func (m *machine) run(e expr.Any, p *Packet) (verdict, error) {
 		case expr.VerdictDrop:
 			return dropped, nil
 		case expr.VerdictJump:
-			if m.target = e.Chain; m.chains[e.Chain] == nil {
+			i := slices.IndexFunc(m.table.Chains(), func(c *nft.Chain) bool { return c.Name == e.Chain })
+			if i < 0 {
 				return broken, fmt.Errorf("there is no chain %s", e.Chain)
 			}
+			m.target = m.table.Chains()[i]
 			return jumped, nil
 		}
 		return broken, fmt.Errorf("verdict %d is not known", e.Kind)
@@ -141,7 +158,7 @@ func match(yes bool) verdict {
 }
 
 func (m *machine) ofFamily(nfproto uint32, p *Packet) bool {
-	return (nfproto == unix.NFPROTO_IPV6) == p.ipv6()
+	return (nfproto == unix.NFPROTO_IPV6) == p.IPv6()
 }
 
 func (m *machine) meta(e *expr.Meta, p *Packet) (verdict, error) {
@@ -160,7 +177,7 @@ func (m *machine) meta(e *expr.Meta, p *Packet) (verdict, error) {
 		value = name(p.Out)
 	case expr.MetaKeyNFPROTO:
 		value = []byte{unix.NFPROTO_IPV4}
-		if p.ipv6() {
+		if p.IPv6() {
 			value = []byte{unix.NFPROTO_IPV6}
 		}
 	case expr.MetaKeyL4PROTO:
@@ -254,33 +271,13 @@ func (m *machine) translate(e expr.Any, p *Packet) (verdict, error) {
 		if e.RegProtoMin != 0 {
 			to = netip.AddrPortFrom(a, binary.BigEndian.Uint16(m.regs[e.RegProtoMin]))
 		}
-		p.dnat(to)
+		p.DNAT(to)
 	case *expr.Redir:
-		p.dnat(netip.AddrPortFrom(m.net.here(p), binary.BigEndian.Uint16(m.regs[e.RegisterProtoMin])))
+		p.DNAT(netip.AddrPortFrom(m.net.Here(p), binary.BigEndian.Uint16(m.regs[e.RegisterProtoMin])))
 	case *expr.Masq:
-		p.snat(m.net.link(p.Out).source(p.Src.Addr()))
+		p.SNAT(m.net.Link(p.Out).Source(p.Src.Addr()))
 	}
 	return accepted, nil
-}
-
-// here is where a redirection leads: to the interface's own address, or to the loopback from a process.
-func (n Network) here(p *Packet) netip.Addr {
-	switch {
-	case p.In != "":
-		return n.link(p.In).source(p.Dst.Addr())
-	case p.ipv6():
-		return netip.IPv6Loopback()
-	}
-	return loopback4
-}
-
-func (p *Packet) dnat(to netip.AddrPort) {
-	p.Dst, p.Conn.Real, p.Conn.decidedDst = to, to, true
-}
-
-func (p *Packet) snat(to netip.Addr) {
-	p.Src = netip.AddrPortFrom(to, p.Src.Port())
-	p.Conn.Presented, p.Conn.decidedSrc = p.Src, true
 }
 
 func host32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
