@@ -21,23 +21,28 @@ var arrows = []struct {
 		"the data plane runs beside every VM: it must stay small, and needs nothing of Kubernetes",
 	},
 	{
-		[]string{"pkg/plan", "pkg/mesh"},
+		[]string{"pkg/plan", "pkg/cmdline", "pkg/mesh"},
 		[]string{"github.com/google", "github.com/vishvananda", "golang.org/x"},
-		"both worlds import plan, and mesh reads text: the standard library is enough",
+		"both worlds import plan, and cmdline and mesh read text: the standard library is enough",
 	},
 	{
-		[]string{"pkg/annotations", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/admit", "cmd/webhook"},
+		[]string{"pkg/cmdline"},
+		[]string{module + "pkg", "k8s.io"},
+		"a command line is strings; what they mean for a pod is the mesh's",
+	},
+	{
+		[]string{"pkg/annotations", "pkg/cmdline", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/admit", "cmd/webhook"},
 		[]string{module + "pkg/bridge", module + "pkg/nft", module + "pkg/rules", module + "pkg/keeper", module + "pkg/resolv", module + "pkg/dns", module + "pkg/proxy", module + "pkg/sockopt", "github.com/google/nftables", "github.com/vishvananda/netlink"},
 		"the webhook decides and the data plane acts; pkg/plan is all that they share",
 	},
 	{
-		[]string{"pkg/annotations", "pkg/mesh", "pkg/templates", "pkg/mutate"},
+		[]string{"pkg/annotations", "pkg/cmdline", "pkg/mesh", "pkg/templates", "pkg/mutate"},
 		[]string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime", module + "pkg/admit"},
 		"adaptation does no I/O, so that the command line and tests run it without a cluster",
 	},
 	{
 		[]string{"pkg/templates"},
-		[]string{module + "pkg/annotations", module + "pkg/mesh", module + "pkg/mutate"},
+		[]string{module + "pkg/annotations", module + "pkg/cmdline", module + "pkg/mesh", module + "pkg/mutate"},
 		"templates build containers and make no decisions",
 	},
 	{

@@ -8,6 +8,9 @@ import (
 	"testing"
 )
 
+// list is short for argument lists in tables.
+func list(s ...string) []string { return s }
+
 // A run is one recorded run of istio-iptables.
 type run struct {
 	Release string

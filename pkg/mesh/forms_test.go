@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/meshvirt/meshvirt/pkg/cmdline"
 )
 
 // The shell scripts of Istio before 1.4 have one port for both directions, redirect everything unless
@@ -48,33 +50,6 @@ func TestReadFirstIstio(t *testing.T) {
 	}
 }
 
-// No release is told a flag that it does not know: the program would end, and the pod with it.
-func TestInterfacesByRelease(t *testing.T) {
-	for _, c := range []struct{ image, given, excluded, rerouted string }{
-		{"proxyv2:1.31.0", "-p 1 -k a,b", "-p 1 --istio-exclude-interfaces=a -k b", "-p 1 -k a,b"},
-		{"proxyv2:1.11.8", "-p 1 -k a,b", "-p 1 --istio-exclude-interfaces=a -k b", "-p 1 -k a,b"},
-		{"proxyv2:1.9.0", "-p 1 -k a,b", "-p 1 -k b", "-p 1 -k a,b"},
-		{"proxy_init:1.1.0", "-p 1", "-p 1", "-p 1 -k a"},
-		{"proxy_init:0.7.1", "-p 1", "-p 1", "-p 1"},
-		{"proxyv2:custom", "-p 1 -k a", "-p 1 --istio-exclude-interfaces=a", "-p 1 -k a"},
-	} {
-		for what, change := range map[string]struct {
-			do   func(*Args, string)
-			want string
-		}{"excluded": {(*Args).ExcludeInterface, c.excluded}, "rerouted": {(*Args).Reroute, c.rerouted}} {
-			args, err := ParseArgs(strings.Fields(c.given))
-			if err != nil {
-				t.Fatal(err)
-			}
-			args = args.Within(Input{Image: c.image})
-			change.do(&args, "a")
-			if got := strings.Join(args.Strings(), " "); got != change.want {
-				t.Errorf("%s, %s: %s, want %s", c.image, what, got, change.want)
-			}
-		}
-	}
-}
-
 // The environment cannot be edited, but a flag wins over it: after a change the program reads what was
 // wanted, and nothing that the environment said besides is lost.
 func TestInterfacesOfTheEnvironment(t *testing.T) {
@@ -91,11 +66,11 @@ func TestInterfacesOfTheEnvironment(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			in := Input{Args: strings.Fields(c.args), Env: map[string]string{"KUBE_VIRT_INTERFACES": c.reroute, "ISTIO_EXCLUDE_INTERFACES": c.exclude}}
-			args, err := ParseArgs(in.Args)
+			args, err := cmdline.Parse(in.Args)
 			if err != nil {
 				t.Fatal(err)
 			}
-			args = args.Within(in)
+			args = args.Within(in.Program())
 			args.ExcludeInterface("k6t-eth0")
 			in.Args = args.Strings()
 			got, err := ReadIstio(in)
@@ -122,10 +97,10 @@ func TestInterfacesOfTheEnvironment(t *testing.T) {
 			}
 		})
 	}
-	args, _ := ParseArgs([]string{"-p", "1"})
-	args = args.Within(Input{CNI: true, Env: map[string]string{"KUBE_VIRT_INTERFACES": "k6t-eth0"}})
+	args, _ := cmdline.Parse([]string{"-p", "1"})
+	args = args.Within(Input{CNI: true, Env: map[string]string{"KUBE_VIRT_INTERFACES": "k6t-eth0"}}.Program())
 	args.ExcludeInterface("k6t-eth0")
-	if got := strings.Join(args.Strings(), " "); strings.Contains(got, string(FlagRerouteInterfaces)) {
+	if got := strings.Join(args.Strings(), " "); strings.Contains(got, string(cmdline.FlagRerouteInterfaces)) {
 		t.Errorf("%s: istio-cni does not read the variable", got)
 	}
 }

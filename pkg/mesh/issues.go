@@ -3,6 +3,7 @@ package mesh
 import (
 	"slices"
 
+	"github.com/meshvirt/meshvirt/pkg/cmdline"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
@@ -36,9 +37,9 @@ var Issues = []Issue{
 	{
 		Name: "LostKubevirtInterfaces", // https://github.com/istio/istio/issues/57662
 		Releases: []span{
-			{release{1, 25, 0}, release{1, 25, 5}},
-			{release{1, 26, 0}, release{1, 26, 4}},
-			{release{1, 27, 0}, release{1, 27, 1}},
+			between("1.25.0", "1.25.5"),
+			between("1.26.0", "1.26.4"),
+			between("1.27.0", "1.27.1"),
 		},
 		shows: func(e Evidence) bool {
 			return e.CNI && e.Annotations[AnnotationKubevirtInterfaces] != "" && e.Annotations[AnnotationRerouteInterfaces] == ""
@@ -62,14 +63,14 @@ var Issues = []Issue{
 	},
 	{
 		Name:     "PortSSHExempt",
-		Releases: []span{{release{0, 8, 0}, release{1, 12, 99}}},
+		Releases: []span{between("0.8.0", "1.12.99")},
 		shows:    func(e Evidence) bool { return e.Mode != plan.Off && e.Mode != plan.Process },
 		What:     "Istio before 1.13 leaves inbound port 22 out of the mesh whatever it is told: neither mTLS nor authorization policies hold for SSH to the VM",
 		Fix:      "upgrade Istio to 1.13 or newer",
 	},
 	{
 		Name:     "NoReroute",
-		Releases: []span{{release{0, 1, 0}, release{1, 0, 99}}},
+		Releases: []span{between("0.1.0", "1.0.99")},
 		shows:    func(e Evidence) bool { return e.Mode == plan.Native },
 		What:     "Istio before 1.1 cannot reroute an interface: in mode native what the guest opens is taken for inbound traffic",
 		Fix:      "use mode rules or nat-proxy, or upgrade Istio",
@@ -118,7 +119,7 @@ const annotationInject = "sidecar.istio.io/inject"
 // KnownIssues gives those that the evidence shows.
 func KnownIssues(e Evidence) []Issue {
 	var all []Issue
-	r := releaseOf(e.Image)
+	r := cmdline.ReleaseOf(e.Image)
 	for _, i := range Issues {
 		inRange := slices.ContainsFunc(i.Releases, func(s span) bool { return s.holds(r) })
 		if (inRange || len(i.Releases) == 0) && i.shows(e) {
@@ -126,4 +127,16 @@ func KnownIssues(e Evidence) []Issue {
 		}
 	}
 	return all
+}
+
+// A span is a closed range of releases.
+type span struct{ first, last cmdline.Release }
+
+func between(first, last string) span {
+	return span{cmdline.ParseRelease(first), cmdline.ParseRelease(last)}
+}
+
+// holds reports whether r is known, to the patch, to be one of the span.
+func (s span) holds(r cmdline.Release) bool {
+	return r.Exact() && s.first.Compare(r) <= 0 && r.Compare(s.last) <= 0
 }

@@ -46,6 +46,7 @@ func TestKnownIssues(t *testing.T) {
 		{"port 22", Evidence{Input: image("1.12.9"), Mode: plan.Rules}, []string{"PortSSHExempt"}},
 		{"port 22, left alone", Evidence{Input: image("1.12.9"), Mode: plan.Off}, nil},
 		{"port 22 since 1.13", Evidence{Input: image("1.13.0"), Mode: plan.Rules}, nil},
+		{"port 22, a tag without patch", Evidence{Input: image("1.9"), Mode: plan.Rules}, nil},
 		{"port 22 in 0.7", Evidence{Input: image("0.7.1"), Mode: plan.Rules}, nil},
 		{"native, KubeVirt asked", Evidence{Input: asked, Mode: plan.Native, Plan: ports()}, nil},
 		{"native, all ports", Evidence{Input: asked, Mode: plan.Native}, []string{"NativeSSH"}},

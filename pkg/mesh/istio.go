@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/meshvirt/meshvirt/pkg/cmdline"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
@@ -49,18 +50,27 @@ type Input struct {
 	CNI bool
 }
 
+// Program is what cmdline.Args.Within asks for before arguments are changed: the image that obeys them, and the
+// environment, but not where istio-cni writes the rules, which has its lists of interfaces from annotations alone.
+func (in Input) Program() (image string, env map[string]string) {
+	if in.CNI {
+		return in.Image, nil
+	}
+	return in.Image, in.Env
+}
+
 // cniSettings are the annotations that istio-cni reads in place of flags, and its own defaults. Its
 // outbound default is no slip of ours: the plug-in has one default for both directions.
-var cniSettings = map[Flag]struct{ key, value string }{
-	FlagInterception:         {AnnotationInterception, string(InterceptionRedirect)},
-	FlagIncludeOutboundCIDRs: {AnnotationIncludeOutboundCIDRs, "*"},
-	FlagExcludeOutboundCIDRs: {AnnotationExcludeOutboundCIDRs, ""},
-	FlagIncludeOutboundPorts: {AnnotationIncludeOutboundPorts, ""},
-	FlagExcludeOutboundPorts: {AnnotationExcludeOutboundPorts, "15020"},
-	FlagIncludeInboundPorts:  {AnnotationIncludeInboundPorts, "*"},
-	FlagExcludeInboundPorts:  {AnnotationExcludeInboundPorts, "15020"},
-	FlagRerouteInterfaces:    {AnnotationRerouteInterfaces, ""},
-	FlagExcludeInterfaces:    {AnnotationExcludeInterfaces, ""},
+var cniSettings = map[cmdline.Flag]struct{ key, value string }{
+	cmdline.FlagInterception:         {AnnotationInterception, string(InterceptionRedirect)},
+	cmdline.FlagIncludeOutboundCIDRs: {AnnotationIncludeOutboundCIDRs, "*"},
+	cmdline.FlagExcludeOutboundCIDRs: {AnnotationExcludeOutboundCIDRs, ""},
+	cmdline.FlagIncludeOutboundPorts: {AnnotationIncludeOutboundPorts, ""},
+	cmdline.FlagExcludeOutboundPorts: {AnnotationExcludeOutboundPorts, "15020"},
+	cmdline.FlagIncludeInboundPorts:  {AnnotationIncludeInboundPorts, "*"},
+	cmdline.FlagExcludeInboundPorts:  {AnnotationExcludeInboundPorts, "15020"},
+	cmdline.FlagRerouteInterfaces:    {AnnotationRerouteInterfaces, ""},
+	cmdline.FlagExcludeInterfaces:    {AnnotationExcludeInterfaces, ""},
 }
 
 // ReadIstio reads the redirection that Istio sets up in a pod. Its error names every flag, variable or
@@ -74,60 +84,60 @@ var cniSettings = map[Flag]struct{ key, value string }{
 // What the release (Input.Image) changes: before 1.22 ISTIO_DUAL_STACK is not believed (1.18 ignores
 // it, 1.22 obeys; between is not recorded, and whether the mesh serves IPv6 shows in the running pod)
 // and ENVOY_PORT is; before 1.13 port 22 is always excluded. The shell scripts of the image proxy_init,
-// before 1.4, are in istio_script.go.
+// before 1.4, are in istio_script.go and cmdline/script.go.
 //
 // Two leniencies: of several users in -u the first is taken; and an address without prefix length is
 // taken as a CIDR of that address, which newer releases of Istio skip over with a line in the log.
 func ReadIstio(in Input) (Capture, error) {
-	args, err := ParseArgs(in.Args)
+	args, err := cmdline.Parse(in.Args)
 	if err != nil {
 		return Capture{}, err
 	}
-	r := reader{Input: in, args: args, release: releaseOf(in.Image)}
-	r.script = scriptOf(in.Image, args)
+	args = args.Within(in.Image, in.Env)
+	r, release := reader{Input: in, args: args}, args.Release()
 	c := Capture{
-		OutboundPort:         r.port(FlagOutboundPort),
-		InboundPort:          r.port(FlagInboundPort),
-		TunnelPort:           r.port(FlagTunnelPort),
-		UID:                  r.id(FlagUID, 1337),
+		OutboundPort:         r.port(cmdline.FlagOutboundPort),
+		InboundPort:          r.port(cmdline.FlagInboundPort),
+		TunnelPort:           r.port(cmdline.FlagTunnelPort),
+		UID:                  r.id(cmdline.FlagUID, 1337),
 		Interception:         r.interception(),
-		ExcludeOutboundPorts: r.ports(r.find(FlagExcludeOutboundPorts)),
-		IncludeOutboundPorts: r.ports(r.find(FlagIncludeOutboundPorts)),
-		ExcludeInboundPorts:  r.ports(r.find(FlagExcludeInboundPorts)),
-		ExcludeOutboundCIDRs: r.cidrs(r.find(FlagExcludeOutboundCIDRs)),
-		RerouteInterfaces:    r.interfaces(FlagRerouteInterfaces),
-		ExcludeInterfaces:    r.interfaces(FlagExcludeInterfaces),
-		DualStack:            r.bool(FlagDualStack),
-		DropInvalid:          r.bool(FlagDropInvalid),
-		NativeNFTables:       r.bool(FlagNativeNFTables),
-		DialsLoopback:        r.release.before(1, 10),
-		CannotExclude:        r.script != noScript || !args.Within(in).Knows(FlagExcludeInterfaces),
+		ExcludeOutboundPorts: r.ports(r.find(cmdline.FlagExcludeOutboundPorts)),
+		IncludeOutboundPorts: r.ports(r.find(cmdline.FlagIncludeOutboundPorts)),
+		ExcludeInboundPorts:  r.ports(r.find(cmdline.FlagExcludeInboundPorts)),
+		ExcludeOutboundCIDRs: r.cidrs(r.find(cmdline.FlagExcludeOutboundCIDRs)),
+		RerouteInterfaces:    r.interfaces(cmdline.FlagRerouteInterfaces),
+		ExcludeInterfaces:    r.interfaces(cmdline.FlagExcludeInterfaces),
+		DualStack:            r.bool(cmdline.FlagDualStack),
+		DropInvalid:          r.bool(cmdline.FlagDropInvalid),
+		NativeNFTables:       r.bool(cmdline.FlagNativeNFTables),
+		DialsLoopback:        release.Before(1, 10),
+		CannotExclude:        args.Script() != cmdline.NoScript || !args.Knows(cmdline.FlagExcludeInterfaces),
 	}
-	c.GID = r.id(FlagGID, c.UID)
+	c.GID = r.id(cmdline.FlagGID, c.UID)
 	if c.Interception == InterceptionTPROXY {
-		c.TProxyMark = r.mark(FlagTProxyMark)
+		c.TProxyMark = r.mark(cmdline.FlagTProxyMark)
 	}
-	if s := r.find(FlagIncludeOutboundCIDRs); strings.TrimSpace(s.value) == "*" {
+	if s := r.find(cmdline.FlagIncludeOutboundCIDRs); strings.TrimSpace(s.Value) == "*" {
 		c.OutboundAll = true
 	} else {
 		c.IncludeOutboundCIDRs = r.cidrs(s)
 	}
-	if s := r.find(FlagIncludeInboundPorts); strings.TrimSpace(s.value) == "*" {
+	if s := r.find(cmdline.FlagIncludeInboundPorts); strings.TrimSpace(s.Value) == "*" {
 		c.InboundAll = true
 	} else {
 		c.IncludeInboundPorts = r.ports(s)
 	}
-	if r.bool(FlagRedirectDNS) {
+	if r.bool(cmdline.FlagRedirectDNS) {
 		// istio-cni does not ask which server a query goes to.
-		c.DNS = &plan.DNS{Port: IstioDNSPort, All: r.bool(FlagCaptureAllDNS) || in.CNI}
+		c.DNS = &plan.DNS{Port: IstioDNSPort, All: r.bool(cmdline.FlagCaptureAllDNS) || in.CNI}
 	}
 	c.OwnPorts = []uint16{c.TunnelPort, r.agentPort(), IstioHealthPort, IstioMetricsPort}
-	r.script.adapt(&c, args, r.release)
+	adaptToScript(&c, args)
 	var always []uint16
 	if in.CNI {
 		always = []uint16{IstioAgentPort, IstioHealthPort, IstioMetricsPort}
 	}
-	if c.InboundAll && r.release.before(1, 13) && r.script != firstScript {
+	if c.InboundAll && release.Before(1, 13) && args.Script() != cmdline.FirstScript {
 		always = append(always, 22)
 	}
 	for _, p := range always {
@@ -144,90 +154,52 @@ func ReadIstio(in Input) (Capture, error) {
 // A reader looks settings up and collects what is wrong with them.
 type reader struct {
 	Input
-	args    Args
-	release release
-	script  script
-	errs    []error
+	args cmdline.Args
+	errs []error
 }
 
-// A setting is a value and, for errors, the place where it stands.
-type setting struct{ from, value string }
-
-// atDefault is the place of a setting that stands nowhere.
-const atDefault = "default"
-
-func (r *reader) fail(s setting, bad, want string) {
-	r.errs = append(r.errs, fmt.Errorf("%s has %q, want %s", s.from, bad, want))
+func (r *reader) fail(s cmdline.Setting, bad, want string) {
+	r.errs = append(r.errs, fmt.Errorf("%s has %q, want %s", s.From, bad, want))
 }
 
-func (r *reader) find(f Flag) setting {
+func (r *reader) find(f cmdline.Flag) cmdline.Setting {
 	if a, ok := cniSettings[f]; ok && r.CNI {
 		if v, ok := r.Annotations[a.key]; ok {
-			return setting{"annotation " + a.key, v}
+			return cmdline.Setting{From: "annotation " + a.key, Value: v}
 		}
-		if v, ok := r.Annotations[AnnotationKubevirtInterfaces]; ok && f == FlagRerouteInterfaces {
-			return setting{"annotation " + AnnotationKubevirtInterfaces, v}
+		if v, ok := r.Annotations[AnnotationKubevirtInterfaces]; ok && f == cmdline.FlagRerouteInterfaces {
+			return cmdline.Setting{From: "annotation " + AnnotationKubevirtInterfaces, Value: v}
 		}
-		return setting{atDefault, a.value}
+		return cmdline.Setting{From: cmdline.Default, Value: a.value}
 	}
-	if v, ok := r.args.Value(f); ok {
-		return setting{f.String(), v}
-	}
-	if len(r.Env) > 0 {
-		for _, name := range r.variables(f) {
-			v := r.Env[name]
-			if v == "" {
-				continue
-			}
-			if _, err := strconv.ParseBool(v); err == nil || !flags[f].isBool { // the program skips a boolean that is none
-				return setting{"environment variable " + name, v}
-			}
-		}
-	}
-	if v, ok := r.script.defaults(f); ok {
-		return setting{atDefault, v}
-	}
-	return setting{atDefault, flags[f].value}
+	return r.args.Setting(f)
 }
 
-// variables are those that set f, the winner first.
-func (r *reader) variables(f Flag) []string {
-	var names []string
-	if env := flags[f].env; env != "" && !(f == FlagDualStack && r.release.before(1, 22)) {
-		names = append(names, env)
-	}
-	// Newer releases do not read ENVOY_PORT: a service called envoy gives every container such a variable.
-	if f != FlagOutboundPort || r.release.before(1, 22) {
-		names = append(names, f.variable())
-	}
-	return names
-}
-
-func (r *reader) bool(f Flag) bool {
+func (r *reader) bool(f cmdline.Flag) bool {
 	s := r.find(f)
-	if s.from == atDefault {
+	if s.From == cmdline.Default {
 		return false
 	}
-	b, err := strconv.ParseBool(s.value)
+	b, err := strconv.ParseBool(s.Value)
 	if err != nil {
-		r.fail(s, s.value, "true or false")
+		r.fail(s, s.Value, "true or false")
 	}
 	return b
 }
 
-func (r *reader) port(f Flag) uint16 {
+func (r *reader) port(f cmdline.Flag) uint16 {
 	s := r.find(f)
-	p, err := plan.ParsePort(s.value)
+	p, err := plan.ParsePort(s.Value)
 	if err != nil {
-		r.fail(s, s.value, "a port, 1 to 65535")
+		r.fail(s, s.Value, "a port, 1 to 65535")
 	}
 	return p
 }
 
 // id is the user or group that f names, otherwise without.
-func (r *reader) id(f Flag, otherwise uint32) uint32 {
+func (r *reader) id(f cmdline.Flag, otherwise uint32) uint32 {
 	s := r.find(f)
-	all := items(s.value)
+	all := cmdline.Items(s.Value)
 	if len(all) == 0 {
 		return otherwise
 	}
@@ -239,30 +211,30 @@ func (r *reader) id(f Flag, otherwise uint32) uint32 {
 }
 
 // mark is a packet's that f names. Istio reads it as a decimal number.
-func (r *reader) mark(f Flag) uint32 {
+func (r *reader) mark(f cmdline.Flag) uint32 {
 	s := r.find(f)
-	n, err := strconv.ParseUint(s.value, 10, 32)
+	n, err := strconv.ParseUint(s.Value, 10, 32)
 	if err != nil || n == 0 || n&plan.OwnMarks != 0 {
-		r.fail(s, s.value, fmt.Sprintf("a mark, 1 to 4294967295, without the bits %#x, which are MeshVirt's", plan.OwnMarks))
+		r.fail(s, s.Value, fmt.Sprintf("a mark, 1 to 4294967295, without the bits %#x, which are MeshVirt's", plan.OwnMarks))
 	}
 	return uint32(n)
 }
 
 func (r *reader) interception() Interception {
-	s := r.find(FlagInterception)
-	switch i := Interception(s.value); i {
+	s := r.find(cmdline.FlagInterception)
+	switch i := Interception(s.Value); i {
 	case InterceptionRedirect, InterceptionTPROXY, InterceptionNone:
 		return i
 	case "": // the program redirects unless it reads TPROXY
 	default:
-		r.fail(s, s.value, "REDIRECT, TPROXY or NONE")
+		r.fail(s, s.Value, "REDIRECT, TPROXY or NONE")
 	}
 	return InterceptionRedirect
 }
 
-func (r *reader) ports(s setting) []uint16 {
+func (r *reader) ports(s cmdline.Setting) []uint16 {
 	var all []uint16
-	for _, item := range items(s.value) {
+	for _, item := range cmdline.Items(s.Value) {
 		p, err := plan.ParsePort(item)
 		if err != nil {
 			r.fail(s, item, "a port, 1 to 65535")
@@ -273,9 +245,9 @@ func (r *reader) ports(s setting) []uint16 {
 	return all
 }
 
-func (r *reader) cidrs(s setting) []netip.Prefix {
+func (r *reader) cidrs(s cmdline.Setting) []netip.Prefix {
 	var all []netip.Prefix
-	for _, item := range items(s.value) {
+	for _, item := range cmdline.Items(s.Value) {
 		p, err := netip.ParsePrefix(item)
 		if a, bare := netip.ParseAddr(item); bare == nil && a.Zone() == "" {
 			p, err = a.Prefix(a.BitLen())
@@ -289,9 +261,9 @@ func (r *reader) cidrs(s setting) []netip.Prefix {
 	return all
 }
 
-func (r *reader) interfaces(f Flag) []string {
+func (r *reader) interfaces(f cmdline.Flag) []string {
 	s := r.find(f)
-	all := items(s.value)
+	all := cmdline.Items(s.Value)
 	for _, name := range all {
 		if !plan.ValidInterface(name) {
 			r.fail(s, name, "the name of a network interface")
@@ -302,13 +274,13 @@ func (r *reader) interfaces(f Flag) []string {
 
 // agentPort is that of istio-agent, which an annotation can move; there 0 switches its server off.
 func (r *reader) agentPort() uint16 {
-	s := setting{"annotation " + AnnotationStatusPort, r.Annotations[AnnotationStatusPort]}
-	if s.value == "" || s.value == "0" {
+	s := cmdline.Setting{From: "annotation " + AnnotationStatusPort, Value: r.Annotations[AnnotationStatusPort]}
+	if s.Value == "" || s.Value == "0" {
 		return IstioAgentPort
 	}
-	p, err := plan.ParsePort(s.value)
+	p, err := plan.ParsePort(s.Value)
 	if err != nil {
-		r.fail(s, s.value, "a port, 0 to 65535")
+		r.fail(s, s.Value, "a port, 0 to 65535")
 	}
 	return p
 }

@@ -1,6 +1,10 @@
 package mesh
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/meshvirt/meshvirt/pkg/cmdline"
+)
 
 // The annotations that istio-cni reads. Istio's injector turns them into arguments of istio-init, and
 // with istio-cni writes them itself where values of the installation differ from the defaults.
@@ -58,8 +62,8 @@ func RerouteNothing(annotations map[string]string) AnnotationChange {
 }
 
 func (c *AnnotationChange) add(annotations map[string]string, key, name string) {
-	if old := annotations[key]; !slices.Contains(items(old), name) {
-		c.Set[key] = addItem(old, name)
+	if old := annotations[key]; !slices.Contains(cmdline.Items(old), name) {
+		c.Set[key] = cmdline.AddItem(old, name)
 	}
 }
 
@@ -68,7 +72,7 @@ func (c *AnnotationChange) remove(annotations map[string]string, key, name strin
 	if !ok {
 		return
 	}
-	switch left := removeItem(old, name); left {
+	switch left := cmdline.RemoveItem(old, name); left {
 	case old:
 	case "":
 		c.Remove = append(c.Remove, key)

@@ -290,6 +290,22 @@ func TestReadIstioErrors(t *testing.T) {
 	}
 }
 
+// Whatever the list: an error, or a capture.
+func FuzzReadIstio(f *testing.F) {
+	for _, r := range runs(f) {
+		f.Add(strings.Join(r.Args, "\n"), r.image(), false)
+	}
+	for _, p := range pods(f) {
+		f.Add(strings.Join(p.Args, "\n"), p.Image, p.Container == "istio-validation")
+	}
+	f.Fuzz(func(t *testing.T, lines, image string, cni bool) {
+		c, err := ReadIstio(Input{Args: strings.Split(lines, "\n"), Image: image, CNI: cni})
+		if (err == nil) == (c.OutboundPort == 0) {
+			t.Errorf("outbound port %d, error %v", c.OutboundPort, err)
+		}
+	})
+}
+
 func TestUserExcludedInboundPorts(t *testing.T) {
 	c := with(func(c *Capture) { c.ExcludeInboundPorts = []uint16{15090, 22, 15021, 3389, 15020} })
 	if diff := cmp.Diff([]uint16{22, 3389}, c.UserExcludedInboundPorts()); diff != "" {

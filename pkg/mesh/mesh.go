@@ -1,5 +1,5 @@
-// Package mesh reads what a service mesh left in a pod into a Capture, and changes it there: the
-// arguments of an init container, the annotations that a CNI plug-in reads. It decides nothing and
+// Package mesh reads what a service mesh left in a pod into a Capture: the arguments of an init container, by package
+// cmdline, and the annotations that a CNI plug-in reads, of which it also says how they change. It decides nothing and
 // does no I/O; it knows strings, not Kubernetes objects. Each mesh has files of its own.
 package mesh
 

@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"github.com/meshvirt/meshvirt/pkg/cmdline"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
@@ -107,11 +108,11 @@ func moveInterface(pod *corev1.Pod, s *state) Reason {
 	}
 	c := &pod.Spec.InitContainers[s.meshInit]
 	list := flagList(c)
-	args, err := mesh.ParseArgs(*list)
+	args, err := cmdline.Parse(*list)
 	if err != nil { // readMesh parsed them
 		return s.invalid(field.Invalid(initContainersPath.Index(s.meshInit).Child("args"), strings.Join(c.Args, " "), err.Error()))
 	}
-	args = args.Within(input(pod, s.meshInit))
+	args = args.Within(input(pod, s.meshInit).Program())
 	if s.report.Mode == plan.Process {
 		args.RerouteNothing()
 	}
@@ -123,7 +124,7 @@ func moveInterface(pod *corev1.Pod, s *state) Reason {
 		} else {
 			args.ExcludeInterface(name)
 			change = mesh.ExcludeInterface(pod.Annotations, name)
-			if !args.Knows(mesh.FlagExcludeInterfaces) {
+			if !args.Knows(cmdline.FlagExcludeInterfaces) {
 				delete(change.Set, mesh.AnnotationExcludeInterfaces)
 			}
 		}

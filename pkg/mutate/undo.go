@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/cmdline"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
@@ -115,12 +116,12 @@ func reroute(pod *corev1.Pod, c *Changes) {
 	}
 	init := &pod.Spec.InitContainers[i]
 	list := flagList(init)
-	args, err := mesh.ParseArgs(*list)
+	args, err := cmdline.Parse(*list)
 	if err != nil {
 		c.warn("annotation %s is missing, and the arguments of %s cannot be read: %v; the mesh's settings stay as they are", annotations.Undo, init.Name, err)
 		return
 	}
-	args = args.Within(input(pod, i))
+	args = args.Within(input(pod, i).Program())
 	for _, name := range interfaces {
 		args.Reroute(name)
 		change := mesh.RerouteInterface(pod.Annotations, name)

@@ -1,4 +1,4 @@
-package mesh
+package cmdline
 
 import (
 	"os"
@@ -9,7 +9,7 @@ import (
 
 // Every flag of every recorded help text is in the table with its letter and kind, and nothing else is.
 func TestFlagsOfEveryRelease(t *testing.T) {
-	files, err := filepath.Glob("testdata/istio-iptables/*.help.txt")
+	files, err := filepath.Glob("testdata/*.help.txt")
 	if err != nil || len(files) != 7 {
 		t.Fatalf("found %d help texts, want 7 (%v)", len(files), err)
 	}

@@ -1,4 +1,4 @@
-package mesh
+package cmdline
 
 import (
 	"math/rand/v2"
@@ -64,9 +64,9 @@ func checkAgainstPflag(t *testing.T, args []string, name string) bool {
 	if !ok {
 		return false
 	}
-	a, err := ParseArgs(args)
+	a, err := Parse(args)
 	if err != nil {
-		t.Errorf("ParseArgs: %v, but pflag accepts it", err)
+		t.Errorf("Parse: %v, but pflag accepts it", err)
 		return true
 	}
 	if diff := cmp.Diff(before, values(a), cmpopts.EquateEmpty()); diff != "" {
@@ -84,16 +84,16 @@ func checkAgainstPflag(t *testing.T, args []string, name string) bool {
 		}
 		want := func(f Flag, change ...string) {
 			t.Helper()
-			if diff := cmp.Diff(change, items(after[f]), cmpopts.EquateEmpty()); diff != "" {
+			if diff := cmp.Diff(change, Items(after[f]), cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("%s: %s (-want +got):\n%s", what, f, diff)
 			}
 		}
-		gains := items(before[to])
+		gains := Items(before[to])
 		if !slices.Contains(gains, name) {
 			gains = append(gains, name)
 		}
 		want(to, gains...)
-		want(from, slices.DeleteFunc(items(before[from]), func(s string) bool { return s == name })...)
+		want(from, slices.DeleteFunc(Items(before[from]), func(s string) bool { return s == name })...)
 		others := cmpopts.IgnoreMapEntries(func(f Flag, _ string) bool { return f == to || f == from })
 		if diff := cmp.Diff(before, after, others); diff != "" {
 			t.Errorf("%s: other flags (-before +after):\n%s", what, diff)
@@ -133,11 +133,8 @@ type nowhere struct{}
 func (nowhere) Write(b []byte) (int, error) { return len(b), nil }
 
 func FuzzArgs(f *testing.F) {
-	for _, r := range runs(f) {
-		f.Add(strings.Join(r.Args, "\n"), "k6t-eth0")
-	}
-	for _, p := range pods(f) {
-		f.Add(strings.Join(p.Args, "\n"), "net1")
+	for _, args := range recorded(f) {
+		f.Add(strings.Join(args, "\n"), "k6t-eth0")
 	}
 	f.Add("--new\nx\n-nkk6t-eth0\n-c=a,b\n--\n-k\nc", "k6t-eth0")
 	f.Fuzz(func(t *testing.T, lines, name string) {
@@ -145,8 +142,7 @@ func FuzzArgs(f *testing.F) {
 		if !plan.ValidInterface(name) {
 			name = "k6t-eth0"
 		}
-		_, _ = ReadIstio(Input{Args: args})
-		a, err := ParseArgs(args)
+		a, err := Parse(args)
 		if err != nil {
 			return
 		}

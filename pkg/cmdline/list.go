@@ -1,12 +1,12 @@
-package mesh
+package cmdline
 
 import (
 	"slices"
 	"strings"
 )
 
-// items splits a list of Istio's: commas, blanks around an item do not count, empty items neither.
-func items(list string) []string {
+// Items splits a list of Istio's: commas, blanks around an item do not count, empty items neither.
+func Items(list string) []string {
 	var all []string
 	for s := range strings.SplitSeq(list, ",") {
 		if s = strings.TrimSpace(s); s != "" && !slices.Contains(all, s) {
@@ -16,9 +16,9 @@ func items(list string) []string {
 	return all
 }
 
-// addItem appends item to list unless it is there, and leaves the rest as it is spelled.
-func addItem(list, item string) string {
-	switch all := items(list); {
+// AddItem appends item to list unless it is there, and leaves the rest as it is spelled.
+func AddItem(list, item string) string {
+	switch all := Items(list); {
 	case slices.Contains(all, item):
 		return list
 	case len(all) == 0:
@@ -28,10 +28,10 @@ func addItem(list, item string) string {
 	}
 }
 
-// removeItem takes item out of list and leaves the rest as it is spelled; "" if no item is left.
+// RemoveItem takes item out of list and leaves the rest as it is spelled; "" if no item is left.
 // A list that does not hold item is given back as it is.
-func removeItem(list, item string) string {
-	all := items(list)
+func RemoveItem(list, item string) string {
+	all := Items(list)
 	if !slices.Contains(all, item) {
 		return list
 	}

@@ -1,4 +1,4 @@
-package mesh
+package cmdline
 
 import (
 	"cmp"
@@ -6,22 +6,27 @@ import (
 	"strings"
 )
 
-// A release is Istio's version; the zero value is an unknown one. A patch of -1 is unknown.
-type release struct{ major, minor, patch int }
+// A Release is Istio's version; the zero value is an unknown one.
+type Release struct{ major, minor, patch int } // a patch of -1 is unknown
 
-// releaseOf reads an image's tag, such as docker.io/istio/proxyv2:1.22.8-distroless.
-func releaseOf(image string) release {
+// ReleaseOf reads an image's tag, such as docker.io/istio/proxyv2:1.22.8-distroless.
+func ReleaseOf(image string) Release {
 	_, tag := splitImage(image)
+	return ParseRelease(tag)
+}
+
+// ParseRelease reads a version such as 1.22.8, v1.22 or 1.31.0-rc.0. What is none is unknown.
+func ParseRelease(tag string) Release {
 	parts := strings.SplitN(strings.TrimPrefix(tag, "v"), ".", 3)
 	if len(parts) < 2 {
-		return release{}
+		return Release{}
 	}
 	major, errMajor := strconv.Atoi(parts[0])
 	minor, errMinor := strconv.Atoi(leadingDigits(parts[1]))
 	if errMajor != nil || errMinor != nil {
-		return release{}
+		return Release{}
 	}
-	r := release{major, minor, -1}
+	r := Release{major, minor, -1}
 	if len(parts) == 3 && leadingDigits(parts[1]) == parts[1] {
 		if n, err := strconv.Atoi(leadingDigits(parts[2])); err == nil {
 			r.patch = n
@@ -44,19 +49,15 @@ func leadingDigits(s string) string {
 	return s
 }
 
-// before reports whether r is known to be older than the given release.
-func (r release) before(major, minor int) bool {
-	return r != release{} && (r.major < major || r.major == major && r.minor < minor)
+// Before reports whether r is known to be older than the given release.
+func (r Release) Before(major, minor int) bool {
+	return r != Release{} && (r.major < major || r.major == major && r.minor < minor)
 }
 
-func (r release) compare(x release) int {
+// Compare orders releases, as cmp.Compare does.
+func (r Release) Compare(x Release) int {
 	return cmp.Or(cmp.Compare(r.major, x.major), cmp.Compare(r.minor, x.minor), cmp.Compare(r.patch, x.patch))
 }
 
-// A span is a closed range of releases.
-type span struct{ first, last release }
-
-// holds reports whether r is known, to the patch, to be one of the span.
-func (s span) holds(r release) bool {
-	return r != release{} && r.patch >= 0 && s.first.compare(r) <= 0 && r.compare(s.last) <= 0
-}
+// Exact reports whether r is known to the patch.
+func (r Release) Exact() bool { return r != Release{} && r.patch >= 0 }

@@ -1,4 +1,7 @@
-package mesh
+// Package cmdline knows the command line of istio-iptables in the dialects of all its releases, and of the shell
+// scripts before it: it reads an argument list, changes it flag by flag, and says what the program takes a flag for. It
+// does not know what follows from that in a pod.
+package cmdline
 
 import (
 	"fmt"
@@ -19,9 +22,11 @@ import (
 // A flag that no known release has is never touched. Whether the next element is its value cannot be
 // known; if that does not begin with a dash, nothing is ever put between the two.
 type Args struct {
-	tokens  []token
-	release release         // that obeys the list; unknown unless Within was told
-	env     map[Flag]string // what the container's environment says, of the lists of interfaces
+	tokens []token
+	// What Within was told: who obeys the list, and the container's environment.
+	release Release
+	script  Script
+	env     map[string]string
 }
 
 // A token is what belongs together in an argument list.
@@ -38,8 +43,8 @@ type token struct {
 	at    int
 }
 
-// ParseArgs reads an argument list. It fails if the last flag lacks its value.
-func ParseArgs(args []string) (Args, error) {
+// Parse reads an argument list. It fails if the last flag lacks its value.
+func Parse(args []string) (Args, error) {
 	a := Args{tokens: make([]token, 0, len(args))}
 	for rest := slices.Clone(args); len(rest) > 0; {
 		t, err := parseToken(rest)
@@ -167,13 +172,13 @@ func (a *Args) Remove(f Flag) {
 // AddToList adds item, which has no comma in it, to the end of f's list unless it is there already.
 func (a *Args) AddToList(f Flag, item string) {
 	v, _ := a.Value(f)
-	a.Set(f, addItem(v, item))
+	a.Set(f, AddItem(v, item))
 }
 
 // RemoveFromList takes item out of every occurrence of f. An f that it leaves without items goes as a
 // whole: the program's default is the empty list too.
 func (a *Args) RemoveFromList(f Flag, item string) {
-	if v, _ := a.Value(f); v != "" && removeItem(v, item) == "" {
+	if v, _ := a.Value(f); v != "" && RemoveItem(v, item) == "" {
 		a.Remove(f) // all of them, or an earlier one would come to life
 		return
 	}
@@ -182,7 +187,7 @@ func (a *Args) RemoveFromList(f Flag, item string) {
 		if t.lastFlag() != f {
 			continue
 		}
-		switch left := removeItem(t.value, item); left {
+		switch left := RemoveItem(t.value, item); left {
 		case t.value:
 		case "":
 			a.replace(i, 1, t.without(f)...)
@@ -192,19 +197,18 @@ func (a *Args) RemoveFromList(f Flag, item string) {
 	}
 }
 
-// Within tells a where it stands: the image that obeys it, which may be too old for a flag, and the
-// environment, which a flag wins over. Without it the newest release and no environment are assumed.
-func (a Args) Within(in Input) Args {
-	a.release, a.env = releaseOf(in.Image), nil
-	if in.CNI { // the plug-in has the lists of interfaces from annotations alone
-		return a
-	}
-	a.env = map[Flag]string{}
-	for _, f := range []Flag{FlagRerouteInterfaces, FlagExcludeInterfaces} {
-		a.env[f] = in.Env[f.variable()]
-	}
+// Within tells a where it stands: the image that obeys it, whose tag says the release, which may be too old for a flag;
+// and the environment, which a flag wins over. Without it the newest release and no environment are assumed.
+func (a Args) Within(image string, env map[string]string) Args {
+	a.release, a.script, a.env = ReleaseOf(image), scriptOf(image, a), env
 	return a
 }
+
+// Release is the one that obeys the list.
+func (a Args) Release() Release { return a.release }
+
+// Script is what obeys the list in the place of the program, if anything.
+func (a Args) Script() Script { return a.script }
 
 // Knows reports whether the release has f, as far as it is known since when: an unknown flag ends the
 // program, and with it the pod. -k came with 1.1. The exclusion of interfaces is in the oldest release that was
@@ -212,9 +216,9 @@ func (a Args) Within(in Input) Args {
 func (a Args) Knows(f Flag) bool {
 	switch f {
 	case FlagRerouteInterfaces:
-		return !a.release.before(1, 1)
+		return !a.release.Before(1, 1)
 	case FlagExcludeInterfaces:
-		return !a.release.before(1, 11)
+		return !a.release.Before(1, 11)
 	}
 	return true
 }
@@ -243,7 +247,7 @@ func (a *Args) RerouteNothing() {
 
 // enlist puts name into f's list. A flag that is new stands where beside is.
 func (a *Args) enlist(f Flag, name string, beside Flag, make func(string) token) {
-	switch given := items(a.env[f]); {
+	switch given := Items(a.env[f.variable()]); {
 	case !a.Knows(f):
 	case a.last(f) >= 0:
 		a.AddToList(f, name)
@@ -252,7 +256,7 @@ func (a *Args) enlist(f Flag, name string, beside Flag, make func(string) token)
 		if at < 0 {
 			at = a.end()
 		}
-		a.replace(at, 0, make(addItem(a.env[f], name)))
+		a.replace(at, 0, make(AddItem(a.env[f.variable()], name)))
 	}
 }
 
@@ -261,14 +265,14 @@ func (a *Args) strike(f Flag, name string) {
 	if a.last(f) >= 0 {
 		a.RemoveFromList(f, name)
 		a.hide(f)
-	} else if left := removeItem(a.env[f], name); left != a.env[f] {
+	} else if left := RemoveItem(a.env[f.variable()], name); left != a.env[f.variable()] {
 		a.Set(f, left)
 	}
 }
 
 // hide gives f an empty list, if it has none and the environment would give one.
 func (a *Args) hide(f Flag) {
-	if a.last(f) < 0 && len(items(a.env[f])) > 0 {
+	if a.last(f) < 0 && len(Items(a.env[f.variable()])) > 0 {
 		a.Set(f, "")
 	}
 }

@@ -1,8 +1,11 @@
-package mesh
+package cmdline
 
 import (
-	"fmt"
+	"encoding/json"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -69,9 +72,9 @@ func TestParseNamesTheFlagWithoutValue(t *testing.T) {
 	for arg, name := range map[string]string{
 		"-p": "-p/--envoy-port", "--envoy-port": "--envoy-port", "-nfk": "-k/--kube-virt-interfaces", "--log_output_level": "--log_output_level",
 	} {
-		_, err := ParseArgs(list("-z", "15006", arg))
+		_, err := Parse(list("-z", "15006", arg))
 		if err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "value") {
-			t.Errorf("ParseArgs(%q) = %v, want an error that names %s and wants a value", arg, err, name)
+			t.Errorf("Parse(%q) = %v, want an error that names %s and wants a value", arg, err, name)
 		}
 	}
 }
@@ -159,13 +162,7 @@ func TestChange(t *testing.T) {
 
 // Every recorded list comes back as it was, also after an interface was excluded and rerouted.
 func TestRecordedListsRoundTrip(t *testing.T) {
-	lists := map[string][]string{}
-	for _, r := range runs(t) {
-		lists[r.String()] = r.Args
-	}
-	for _, p := range pods(t) {
-		lists[p.File] = p.Args
-	}
+	lists := recorded(t)
 	rerouted := 0
 	for name, args := range lists {
 		a := parse(t, args)
@@ -195,11 +192,66 @@ func TestRecordedListsRoundTrip(t *testing.T) {
 	}
 }
 
+// No release is told a flag that it does not know: the program would end, and the pod with it.
+func TestInterfacesByRelease(t *testing.T) {
+	for _, c := range []struct{ image, given, excluded, rerouted string }{
+		{"proxyv2:1.31.0", "-p 1 -k a,b", "-p 1 --istio-exclude-interfaces=a -k b", "-p 1 -k a,b"},
+		{"proxyv2:1.11.8", "-p 1 -k a,b", "-p 1 --istio-exclude-interfaces=a -k b", "-p 1 -k a,b"},
+		{"proxyv2:1.9.0", "-p 1 -k a,b", "-p 1 -k b", "-p 1 -k a,b"},
+		{"proxy_init:1.1.0", "-p 1", "-p 1", "-p 1 -k a"},
+		{"proxy_init:0.7.1", "-p 1", "-p 1", "-p 1"},
+		{"proxyv2:custom", "-p 1 -k a", "-p 1 --istio-exclude-interfaces=a", "-p 1 -k a"},
+	} {
+		for what, change := range map[string]struct {
+			do   func(*Args, string)
+			want string
+		}{"excluded": {(*Args).ExcludeInterface, c.excluded}, "rerouted": {(*Args).Reroute, c.rerouted}} {
+			args, err := Parse(strings.Fields(c.given))
+			if err != nil {
+				t.Fatal(err)
+			}
+			args = args.Within(c.image, nil)
+			change.do(&args, "a")
+			if got := strings.Join(args.Strings(), " "); got != change.want {
+				t.Errorf("%s, %s: %s, want %s", c.image, what, got, change.want)
+			}
+		}
+	}
+}
+
+// recorded are the argument lists of recorded runs and pods, which are with the tests of what they do, those of package
+// mesh.
+func recorded(t testing.TB) map[string][]string {
+	t.Helper()
+	files, err := filepath.Glob("../mesh/testdata/istio-iptables/*.json")
+	if err != nil || len(files) != 7 {
+		t.Fatalf("found the runs of %d releases, want 7 (%v)", len(files), err)
+	}
+	lists := map[string][]string{}
+	for _, file := range append(files, "../mesh/testdata/istio-pods.json") {
+		var all []struct {
+			Case, File string
+			Args       []string
+		}
+		b, err := os.ReadFile(file)
+		if err == nil {
+			err = json.Unmarshal(b, &all)
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		for _, x := range all {
+			lists[filepath.Base(file)+" "+x.Case+x.File] = x.Args
+		}
+	}
+	return lists
+}
+
 func parse(t testing.TB, args []string) Args {
 	t.Helper()
-	a, err := ParseArgs(args)
+	a, err := Parse(args)
 	if err != nil {
-		t.Fatalf("ParseArgs(%q): %v", args, err)
+		t.Fatalf("Parse(%q): %v", args, err)
 	}
 	return a
 }
@@ -212,10 +264,8 @@ func values(a Args) map[Flag]string {
 		if !ok {
 			continue
 		}
-		if n := (&reader{Input: Input{}, args: a}); d.isBool {
-			if b := n.bool(f); len(n.errs) == 0 {
-				v = fmt.Sprint(b)
-			}
+		if b, err := strconv.ParseBool(v); err == nil && d.isBool {
+			v = strconv.FormatBool(b)
 		}
 		got[f] = v
 	}
