@@ -131,7 +131,7 @@ func (a adapter) explainPod(pod *corev1.Pod, assumed rules.Pod) (explanation, er
 		Warnings: report.Warnings, Changes: report.Changes, Plan: report.Plan,
 	}
 	if report.Mode == plan.Off {
-		x.Advice = advice(report.Reason)
+		x.Advice = mutate.Advice(report.Reason) + flagHints[report.Reason]
 	}
 	if len(errs) > 0 {
 		for _, e := range errs {
@@ -186,27 +186,10 @@ func assumptions(p plan.Plan, pod rules.Pod) (all []string) {
 	return all
 }
 
-// advice is what the user can do about a pod that is left alone.
-func advice(r mutate.Reason) string {
-	switch r {
-	case mutate.NotVirtLauncher:
-		return `Nothing, if no virtual machine is in it. Else set the annotations meshvirt.io/inject: "true" and meshvirt.io/interfaces.`
-	case mutate.HostNetwork:
-		return "Run the virtual machine on the pod network."
-	case mutate.OptedOut:
-		return "Remove meshvirt.io/inject (annotation or label), or set the annotation meshvirt.io/mode to another mode; --mode tries one here."
-	case mutate.NoMesh:
-		return `Give the pod as the mesh injected it. For Istio, label the namespace istio-injection=enabled and set sidecar.istio.io/inject: "true" on the VMI.`
-	case mutate.NoInterception, mutate.InterceptionTPROXY:
-		return "Set the annotation sidecar.istio.io/interceptionMode: REDIRECT on the VMI, and start the virtual machine again."
-	case mutate.NoVirtualInterface:
-		return "If the guest is behind an interface on the pod network, give the VMI (--vmi) or set the annotation meshvirt.io/interfaces, such as k6t-eth0."
-	case mutate.BindingUnsupported:
-		return "Give the VMI's interface on the pod network the masquerade binding."
-	case mutate.Invalid:
-		return "Correct what the errors name."
-	}
-	return "Read the warnings; a sidecar of Istio in interception mode REDIRECT beside a masquerade VM is adapted."
+// flagHints say which flags help to try what the advice names.
+var flagHints = map[mutate.Reason]string{
+	mutate.OptedOut:           " --mode tries one here.",
+	mutate.NoVirtualInterface: " --vmi gives the VMI here.",
 }
 
 func printAll(out io.Writer, output form, all []explanation) error {

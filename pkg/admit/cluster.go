@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +23,8 @@ import (
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/meshvirt/meshvirt/pkg/mutate"
 )
 
 // budget is how long a pod's creation waits for the one question that its review may ask. It is well
@@ -109,21 +109,14 @@ func (c *Cluster) Start(ctx context.Context) {
 	go wait.UntilWithContext(ctx, c.askVersion, versionInterval)
 }
 
-// nativeSidecars is the first minor release of Kubernetes 1 that has them without being told (KEP-753).
-const nativeSidecars = 29
-
 // versionInterval is how often the API server's version is asked for: clusters are upgraded under us.
 const versionInterval = time.Minute
 
 // askVersion keeps what was known if there is no answer.
 func (c *Cluster) askVersion(context.Context) {
-	v, err := c.server.ServerVersion()
-	if err != nil {
-		return
+	if v, err := c.server.ServerVersion(); err == nil {
+		c.old.Store(mutate.NoNativeSidecars(v.Major, v.Minor))
 	}
-	// Some distributions append a sign to the minor, such as "28+".
-	minor, err := strconv.Atoi(strings.TrimRight(v.Minor, "+"))
-	c.old.Store(err == nil && v.Major == "1" && minor < nativeSidecars)
 }
 
 // inform gives an informer that keeps what keep leaves of each object. If the resource cannot be

@@ -2,7 +2,6 @@ package mutate
 
 import (
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -19,16 +18,10 @@ const (
 	factsPod = "pod"
 )
 
-// Labels of the pod's namespace.
-const (
-	injectDisabled = "disabled" // of annotations.Inject
-	podSecurity    = "pod-security.kubernetes.io/enforce"
-)
-
 // recall gives what an earlier admission of the same pod knew of the VMI, as far as its plan and status
 // tell: an admission that knows less must not undo what that one did. Where the pod has an annotation
 // itself, that counts. Nil if there was none, or if it was of another release.
-func recall(pod *corev1.Pod, was status) *VMI {
+func recall(pod *corev1.Pod, was Status) *VMI {
 	if was.Facts != factsVMI {
 		return nil
 	}
@@ -93,14 +86,13 @@ func sayFacts(pod *corev1.Pod, s *state) Reason {
 	if s.facts.VMI == nil && s.facts.Unknown != "" && pod.Labels["kubevirt.io"] == "virt-launcher" {
 		s.warn("the VirtualMachineInstance is not known (%s): decided by the pod alone%s", s.facts.Unknown, assumption(s.plan))
 	}
-	level := s.facts.NamespaceLabels[podSecurity]
-	if slices.Contains([]string{"baseline", "restricted"}, level) && container(pod.Spec.InitContainers, templates.RulesName) >= 0 {
+	if level := RefusingLevel(s.facts.NamespaceLabels); level != "" && container(pod.Spec.InitContainers, templates.RulesName) >= 0 {
 		where := "the namespace"
 		if pod.Namespace != "" {
 			where = "namespace " + pod.Namespace
 		}
 		s.warn("%s enforces Pod Security level %s, which refuses capability NET_ADMIN of init container %s: label it %s=privileged, or leave the VM out by %s: off",
-			where, level, templates.RulesName, podSecurity, annotations.Mode)
+			where, level, templates.RulesName, PodSecurity, annotations.Mode)
 	}
 	return ""
 }

@@ -165,7 +165,8 @@ func (s *state) warnOfMesh(pod *corev1.Pod) {
 			e.MixedVolumes = append(e.MixedVolumes, v.Name)
 		}
 	}
-	for _, issue := range mesh.KnownIssues(e) {
+	s.report.Issues = mesh.KnownIssues(e)
+	for _, issue := range s.report.Issues {
 		s.warn("%s", issue.What)
 		s.warn("%s", issue.Fix)
 	}

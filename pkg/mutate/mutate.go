@@ -51,6 +51,8 @@ type Report struct {
 	Changes []string
 	// Warnings are for the user: doubtful, but safe.
 	Warnings []string
+	// Issues are the mesh's known ones that the pod shows; what they say is among Warnings too.
+	Issues []mesh.Issue
 	// Plan is what the injected containers were given; nil if none were.
 	Plan *plan.Plan
 }
@@ -104,7 +106,7 @@ type state struct {
 	report   Report
 	errs     field.ErrorList
 
-	previous   status       // what an earlier admission of the same pod wrote
+	previous   Status       // what an earlier admission of the same pod wrote
 	meshInit   int          // index of the mesh's init container, negative without one
 	capture    mesh.Capture // what it redirects
 	advice     []string     // for a VM beside a mesh that is not adapted
@@ -160,7 +162,7 @@ func notOurs(pod *corev1.Pod, facts Facts) Reason {
 		return pod.Annotations[annotations.Inject] == v || pod.Labels[annotations.Inject] == v
 	}
 	switch {
-	case chosen("false"), facts.NamespaceLabels[annotations.Inject] == injectDisabled:
+	case chosen("false"), facts.NamespaceLabels[annotations.Inject] == OptedOutValue:
 		return OptedOut
 	case pod.Labels["kubevirt.io"] != "virt-launcher" && !chosen("true"):
 		return NotVirtLauncher

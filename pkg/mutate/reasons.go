@@ -48,3 +48,26 @@ var ReasonTexts = map[Reason]string{
 	MasqueradeSidecar: "A VM with masquerade binding beside an Istio sidecar: the kernel path serves every flow.",
 	ProcessBinding:    "The guest's traffic comes from a process of the pod (passt, slirp), which every mesh redirects by itself.",
 }
+
+// Advice is what the user can do about a pod that is left alone for the reason.
+func Advice(r Reason) string {
+	switch r {
+	case NotVirtLauncher:
+		return `Nothing, if no virtual machine is in it. Else set the annotations meshvirt.io/inject: "true" and meshvirt.io/interfaces.`
+	case HostNetwork:
+		return "Run the virtual machine on the pod network."
+	case OptedOut:
+		return "Remove meshvirt.io/inject (annotation or label), or set the annotation meshvirt.io/mode to another mode."
+	case NoMesh:
+		return `Give the pod as the mesh injected it. For Istio, label the namespace istio-injection=enabled and set sidecar.istio.io/inject: "true" on the VMI.`
+	case NoInterception, InterceptionTPROXY:
+		return "Set the annotation sidecar.istio.io/interceptionMode: REDIRECT on the VMI, and start the virtual machine again."
+	case NoVirtualInterface:
+		return "If the guest is behind an interface on the pod network, set the annotation meshvirt.io/interfaces, such as k6t-eth0."
+	case BindingUnsupported:
+		return "Give the VMI's interface on the pod network the masquerade binding."
+	case Invalid:
+		return "Correct what the errors name."
+	}
+	return "Read the warnings; a sidecar of Istio in interception mode REDIRECT beside a masquerade VM is adapted."
+}

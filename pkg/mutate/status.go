@@ -9,13 +9,14 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
-// status is the value of meshvirt.io/status.
-type status struct {
+// Status is the value of meshvirt.io/status.
+type Status struct {
 	// Version is the MeshVirt release that adapted the pod.
-	Version string    `json:"version"`
-	Mesh    string    `json:"mesh"`
-	Mode    plan.Mode `json:"mode"`
-	Reason  Reason    `json:"reason"`
+	Version string `json:"version"`
+	// Mesh, Mode and Reason are those of the Report.
+	Mesh   string    `json:"mesh"`
+	Mode   plan.Mode `json:"mode"`
+	Reason Reason    `json:"reason"`
 	// Interfaces are the guest's. Adaptation removes them from the mesh's settings, where it found
 	// them; from here they are known when the pod is admitted again.
 	Interfaces []string `json:"interfaces"`
@@ -23,18 +24,18 @@ type status struct {
 	Facts string `json:"facts"`
 }
 
-// previousStatus reads what an earlier admission wrote. What does not parse was not written by us
-// and is overwritten.
-func previousStatus(pod *corev1.Pod) status {
-	var s status
+// StatusOf reads what an earlier admission wrote. What does not parse was not written by us and is
+// overwritten: it gives the zero Status, as a pod without the annotation does.
+func StatusOf(pod *corev1.Pod) Status {
+	var s Status
 	if json.Unmarshal([]byte(pod.Annotations[annotations.Status]), &s) != nil {
-		return status{}
+		return Status{}
 	}
 	return s
 }
 
 func writeStatus(pod *corev1.Pod, s *state) Reason {
-	b, err := json.Marshal(status{
+	b, err := json.Marshal(Status{
 		Version:    plan.Release,
 		Mesh:       s.report.Mesh,
 		Mode:       s.report.Mode,

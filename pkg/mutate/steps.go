@@ -13,7 +13,7 @@ import (
 )
 
 func readSettings(pod *corev1.Pod, s *state) Reason {
-	s.previous = previousStatus(pod)
+	s.previous = StatusOf(pod)
 	if s.facts.VMI == nil {
 		s.facts.VMI = recall(pod, s.previous)
 	}

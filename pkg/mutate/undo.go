@@ -144,7 +144,7 @@ func reroute(pod *corev1.Pod, c *Changes) {
 // adaptation reads the mode and the guest's interfaces of an adapted pod: from its status, else from
 // the plan that our container was given.
 func adaptation(pod *corev1.Pod) (plan.Mode, []string) {
-	if s := previousStatus(pod); s.Mode != "" {
+	if s := StatusOf(pod); s.Mode != "" {
 		return s.Mode, s.Interfaces
 	}
 	if i := container(pod.Spec.InitContainers, templates.RulesName); i >= 0 {
