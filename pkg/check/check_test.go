@@ -1,0 +1,283 @@
+package check
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	admissionregistration "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/version"
+
+	"github.com/meshvirt/meshvirt/pkg/mutate"
+	"github.com/meshvirt/meshvirt/pkg/templates"
+)
+
+// A fault is put into a cluster that is well. It must then have findings of these codes, in order, and no others.
+type fault struct {
+	name string
+	put  func(*testing.T, *Cluster)
+	want []Code
+	says string // in the first finding
+}
+
+func one(name string, code Code, says string, put func(*testing.T, *Cluster)) fault {
+	return fault{name, put, []Code{code}, says}
+}
+
+var never, old = admissionregistration.NeverReinvocationPolicy, &version.Info{Major: "1", Minor: "28+", GitVersion: "v1.28.15"}
+
+var faults = []fault{
+	one("a resource may not be read", CannotTell, "you may not; not checked: releases", func(_ *testing.T, c *Cluster) {
+		c.Unknown, c.Deployments = map[string]string{Deployments: "you may not"}, nil
+	}),
+	one("no KubeVirt", NoKubeVirt, "", func(_ *testing.T, c *Cluster) {
+		c.NoKubeVirt, c.Unknown = true, map[string]string{Machines: "", Instances: ""}
+	}),
+	one("an API server of before", ServerOld, "v1.27.3", func(_ *testing.T, c *Cluster) {
+		c.Server = &version.Info{Major: "1", Minor: "27", GitVersion: "v1.27.3"}
+	}),
+	{"nothing installed", func(_ *testing.T, c *Cluster) { c.Configurations = c.Configurations[1:] }, []Code{NotInstalled}, ""},
+	{"nothing installed, and a pod without us", func(t *testing.T, c *Cluster) {
+		c.Configurations = c.Configurations[1:]
+		c.undo(t)
+	}, []Code{NotInstalled}, ""},
+	one("two installed", InstalledTwice, "meshvirt-webhook has the webhook", func(_ *testing.T, c *Cluster) {
+		c.Configurations = append(c.Configurations, *c.Configurations[0].DeepCopy())
+		c.Configurations[2].Name = "other"
+	}),
+	one("called early, and never again", BeforeMesh, "istio-sidecar-injector", func(_ *testing.T, c *Cluster) {
+		c.Configurations[0].Name = "a-webhook"
+		c.Configurations[0].Webhooks[0].ReinvocationPolicy = &never
+	}),
+	one("called early", OnlyReinvoked, "istio-sidecar-injector", func(_ *testing.T, c *Cluster) { c.Configurations[0].Name = "a-webhook" }),
+	one("never called again", NeverReinvoked, "", func(_ *testing.T, c *Cluster) { c.Configurations[0].Webhooks[0].ReinvocationPolicy = &never }),
+	one("an empty bundle", CABundleMissing, "", func(_ *testing.T, c *Cluster) { c.bundle(nil) }),
+	one("a bundle of text", CABundleInvalid, "", func(_ *testing.T, c *Cluster) { c.bundle([]byte("certificate")) }),
+	one("a bundle that has ended", CABundleExpired, "", func(t *testing.T, c *Cluster) { c.bundle(authority(t, now.AddDate(-1, 0, 0), now.Add(-time.Minute))) }),
+	one("a bundle that has not begun", CABundleExpired, "", func(t *testing.T, c *Cluster) { c.bundle(authority(t, now.Add(time.Minute), now.AddDate(1, 0, 0))) }),
+	one("a bundle that ends", CABundleExpiring, "2026-01-22", func(t *testing.T, c *Cluster) { c.bundle(authority(t, now.AddDate(-1, 0, 0), now.AddDate(0, 0, 20))) }),
+	{"a bundle of two, one of which has ended", func(t *testing.T, c *Cluster) {
+		c.bundle(append(authority(t, now.AddDate(-1, 0, 0), now.Add(-time.Minute)), c.Configurations[0].Webhooks[0].ClientConfig.CABundle...))
+	}, nil, ""},
+	{"a bundle of a week", func(t *testing.T, c *Cluster) { c.bundle(authority(t, now.AddDate(0, 0, -1), now.AddDate(0, 0, 6))) }, nil, ""},
+	one("no Service", ServiceMissing, "", func(_ *testing.T, c *Cluster) { c.Services = nil }),
+	one("no slices", NoEndpoints, "", func(_ *testing.T, c *Cluster) { c.EndpointSlices = nil }),
+	one("nobody ready", NoEndpoints, "", func(_ *testing.T, c *Cluster) { c.ready(false, false) }),
+	one("one ready", FewEndpoints, "1 of 2", func(_ *testing.T, c *Cluster) { c.ready(true, false) }),
+	one("the same pod in the slices of both families", FewEndpoints, "1 of 2", func(_ *testing.T, c *Cluster) {
+		c.ready(true, false)
+		c.EndpointSlices = append(c.EndpointSlices, c.EndpointSlices[0])
+	}),
+	{"another release", func(_ *testing.T, c *Cluster) {
+		c.Deployments[0].Spec.Template.Labels["app.kubernetes.io/version"] = "9.9.9"
+	}, []Code{PluginRelease, OtherRelease}, "9.9.9"},
+	one("another data plane", DataPlaneRelease, "dataplane:9.9.9", func(_ *testing.T, c *Cluster) { c.argument("--data-plane-image=registry:5000/dataplane:9.9.9") }),
+	{"a data plane by digest", func(_ *testing.T, c *Cluster) { c.argument("--data-plane-image=dataplane:9.9.9@sha256:00") }, nil, ""},
+	one("a default mode for later servers", DefaultModeUnavailable, "tproxy", func(_ *testing.T, c *Cluster) {
+		c.Server = old
+		c.argument("--default-mode=tproxy")
+	}),
+
+	one("a level that refuses a pod", PodSecurity, "baseline", func(_ *testing.T, c *Cluster) { c.Namespaces[0].Labels[mutate.PodSecurity] = "baseline" }),
+	one("a level that refuses a machine's next pod", PodSecurity, "restricted", func(_ *testing.T, c *Cluster) {
+		c.Namespaces[0].Labels[mutate.PodSecurity], c.Pods, c.Instances = "restricted", nil, nil
+	}),
+	{"a level that refuses nobody here", func(_ *testing.T, c *Cluster) {
+		c.Namespaces[0].Labels[mutate.PodSecurity] = "restricted"
+		c.annotate("meshvirt.io/mode", "off")
+	}, nil, ""},
+	one("a namespace left out", NamespaceLeftOut, "", func(t *testing.T, c *Cluster) {
+		c.Configurations[0].Webhooks[0].NamespaceSelector.MatchLabels = map[string]string{"vms": "yes"}
+		c.undo(t)
+	}),
+	{"a namespace that opted out", func(t *testing.T, c *Cluster) {
+		c.Namespaces[0].Labels["meshvirt.io/inject"] = "disabled"
+		c.undo(t)
+	}, nil, ""},
+	one("a namespace's label", NamespaceLabel, `"false"`, func(_ *testing.T, c *Cluster) { c.Namespaces[0].Labels["meshvirt.io/inject"] = "false" }),
+
+	one("a bad annotation", InvalidAnnotation, `spec.template.metadata.annotations[meshvirt.io/mode]: Invalid value: "telepathy"`, func(_ *testing.T, c *Cluster) { c.annotate("meshvirt.io/mode", "telepathy") }),
+	one("a bad annotation of the VMI", InvalidAnnotation, `: metadata.annotations[meshvirt.io/mode]: Invalid value: "telepathy"`, func(_ *testing.T, c *Cluster) {
+		c.Instances[0].Annotations = map[string]string{"meshvirt.io/mode": "telepathy"}
+	}),
+	one("an unknown annotation", UnknownAnnotation, "meshvirt.io/moed", func(_ *testing.T, c *Cluster) { c.annotate("meshvirt.io/moed", "off") }),
+	one("an annotation of the VirtualMachine", MisplacedAnnotation, "meshvirt.io/mode", func(_ *testing.T, c *Cluster) { c.Machines[0].Own["meshvirt.io/mode"] = "off" }),
+	one("a label", InvalidLabel, `spec.template.metadata.labels[meshvirt.io/inject] is "no"`, func(_ *testing.T, c *Cluster) {
+		c.Machines[0].Labels = map[string]string{"meshvirt.io/inject": "no"}
+	}),
+	one("a mode for later servers", ModeUnavailable, "mode nat-proxy", func(_ *testing.T, c *Cluster) {
+		c.annotate("meshvirt.io/mode", "nat-proxy")
+		c.Server, c.Pods, c.Instances = old, nil, nil
+	}),
+	one("a watcher for later servers", ModeUnavailable, "meshvirt.io/watch", func(_ *testing.T, c *Cluster) {
+		c.Server, c.Pods, c.Instances = old, nil, nil
+		c.annotate("meshvirt.io/watch", "true")
+	}),
+	one("a pod refused by us", Refused, "denied", func(_ *testing.T, c *Cluster) {
+		c.Instances[0].Refusal = `failed to create virtual machine pod: admission webhook "inject.meshvirt.io" denied the request`
+	}),
+	one("a pod refused for us", Refused, "NET_ADMIN", func(_ *testing.T, c *Cluster) {
+		c.Instances[0].Refusal = `pods "virt-launcher-x" is forbidden: violates PodSecurity "baseline:latest": non-default capabilities (container "meshvirt-rules" must not include "NET_ADMIN")`
+	}),
+	{"a pod refused by others", func(_ *testing.T, c *Cluster) { c.Instances[0].Refusal = "exceeded quota" }, nil, ""},
+
+	one("a pod past us", NotAdapted, "mesh (istio)", func(t *testing.T, c *Cluster) { c.undo(t) }),
+	{"a pod past us that ends", func(t *testing.T, c *Cluster) {
+		c.undo(t)
+		c.Pods[0].Status.Phase = corev1.PodSucceeded
+	}, nil, ""},
+	{"a pod past us that goes", func(t *testing.T, c *Cluster) {
+		c.undo(t)
+		c.Pods[0].DeletionTimestamp = &metav1.Time{}
+	}, nil, ""},
+	one("another binding", LeftAlone, "BindingUnsupported", func(t *testing.T, c *Cluster) {
+		c.undo(t)
+		c.Instances[0].VMI.Binding = mutate.BindingBridge
+	}),
+	one("a mode without a mesh", NotInMesh, "mode rules", func(t *testing.T, c *Cluster) {
+		c.Pods = nil
+		c.addFile(t, vm+"pod.yaml")
+		c.Pods[0].Status.Phase = corev1.PodRunning
+		c.annotate("meshvirt.io/mode", "rules")
+	}),
+	one("another release's pod", OtherRelease, "0.0.9", func(_ *testing.T, c *Cluster) {
+		c.Pods[0].Annotations["meshvirt.io/status"] = `{"version":"0.0.9","mode":"rules"}`
+	}),
+	one("a record that somebody changed", UndoUnreadable, "meshvirt.io/undo", func(_ *testing.T, c *Cluster) { c.Pods[0].Annotations["meshvirt.io/undo"] = "{" }),
+	one("a mode for another mesh", NextRefused, "mode ambient is for pods of an ambient mesh", func(_ *testing.T, c *Cluster) { c.annotate("meshvirt.io/mode", "ambient") }),
+	one("a limit of the mesh", KnownIssue, "in mode native KubeVirt forwards inbound port 22", func(t *testing.T, c *Cluster) {
+		c.annotate("meshvirt.io/mode", "native")
+		c.adapt(t)
+	}),
+	one("a doubt", Doubtful, "meshvirt.io/watch: false has no effect", func(t *testing.T, c *Cluster) {
+		c.annotate("meshvirt.io/mode", "tproxy")
+		c.annotate("meshvirt.io/watch", "false")
+		c.adapt(t)
+	}),
+	one("an image that is not there", ContainerFailed, "ErrImagePull no such image", func(t *testing.T, c *Cluster) {
+		c.status(t, templates.RulesName).State = corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: "no such image"}}
+	}),
+	{"a container that waits for its turn", func(t *testing.T, c *Cluster) {
+		c.status(t, templates.RulesName).State = corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "PodInitializing"}}
+	}, nil, ""},
+	one("rules that failed", ContainerFailed, "exit code 1 (Error), saying: the plan is of release 9", func(t *testing.T, c *Cluster) {
+		c.status(t, templates.RulesName).State = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 1, Reason: "Error", Message: "the plan is of release 9\n"}}
+	}),
+	one("a relay that is not ready", ContainerNotReady, templates.ProxyName, func(t *testing.T, c *Cluster) {
+		c.relayed(t)
+		c.status(t, templates.ProxyName).Ready = false
+	}),
+	{"a relay that starts", func(t *testing.T, c *Cluster) {
+		c.relayed(t)
+		c.status(t, templates.ProxyName).Ready = false
+		c.status(t, templates.ProxyName).State.Running.StartedAt = metav1.NewTime(now.Add(-time.Second))
+	}, nil, ""},
+	one("a relay that was killed", ContainerRestarted, "3 times by now: it ended with exit code 137 (OOMKilled)", func(t *testing.T, c *Cluster) {
+		c.relayed(t)
+		s := c.status(t, templates.ProxyName)
+		s.RestartCount, s.LastTerminationState.Terminated = 3, &corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled"}
+	}),
+}
+
+func TestFaults(t *testing.T) {
+	if r := Run(well(t)); len(r.Findings) > 0 {
+		t.Fatalf("nothing is wrong, and it says %+v", r.Findings)
+	}
+	covered := map[Code]bool{}
+	for _, f := range faults {
+		t.Run(f.name, func(t *testing.T) {
+			c := well(t)
+			f.put(t, c)
+			r := Run(c)
+			var got []Code
+			for _, found := range r.Findings {
+				got = append(got, found.Code)
+				if found.Severity != Codes[found.Code].Severity || found.Message == "" || found.Fix == "" || found.Object.Kind == "" {
+					t.Errorf("incomplete: %+v", found)
+				}
+			}
+			if diff := cmp.Diff(f.want, got); diff != "" {
+				t.Fatalf("(-want +got)\n%s%+v", diff, r.Findings)
+			}
+			if len(f.want) > 0 && !strings.Contains(": "+r.Findings[0].Message, f.says) {
+				t.Errorf("%q, want %q in it", r.Findings[0].Message, f.says)
+			}
+		})
+		for _, code := range f.want {
+			covered[code] = true
+		}
+	}
+	for _, code := range slices.Sorted(maps.Keys(Codes)) {
+		if !covered[code] {
+			t.Errorf("no fault has %s", code)
+		}
+	}
+}
+
+// The worst comes first, and otherwise the table's order stays.
+func TestOrder(t *testing.T) {
+	c := well(t)
+	c.Configurations[0].Name = "a-webhook"
+	c.bundle(nil)
+	c.annotate("meshvirt.io/moed", "off")
+	c.undo(t)
+	var got []Code
+	for _, f := range Run(c).Findings {
+		got = append(got, f.Code)
+	}
+	if diff := cmp.Diff([]Code{CABundleMissing, NotAdapted, OnlyReinvoked, UnknownAnnotation}, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestSummary(t *testing.T) {
+	c := well(t)
+	if got := Run(c).Summary.String(); got != "1 virtual machine (1 rules)" || Run(c).Release != "0.1.0" {
+		t.Errorf("%q, release %q", got, Run(c).Release)
+	}
+	// A migration: the target's pod is new, and past us.
+	target := *c.Pods[0].DeepCopy()
+	target.Annotations = nil
+	target.CreationTimestamp = metav1.NewTime(now)
+	c.Pods = append(c.Pods, target)
+	c.Machines = append(c.Machines, Machine{Object: Object{"VirtualMachine", here, "stopped"}})
+	if got := Run(c).Summary.String(); got != "2 virtual machines (1 not running, 1 off)" {
+		t.Errorf("%q", got)
+	}
+	slices.Reverse(c.Pods)
+	if got := Run(c).Summary.String(); got != "2 virtual machines (1 not running, 1 off)" {
+		t.Errorf("in another order %q", got)
+	}
+	if got := Run(&Cluster{}).Summary.String(); got != "no virtual machines" {
+		t.Errorf("%q", got)
+	}
+}
+
+func (c *Cluster) bundle(b []byte) { c.Configurations[0].Webhooks[0].ClientConfig.CABundle = b }
+
+func (c *Cluster) argument(arg string) {
+	container := &c.Deployments[0].Spec.Template.Spec.Containers[0]
+	container.Args = append(container.Args, arg)
+}
+
+func (c *Cluster) ready(ready ...bool) {
+	for i := range ready {
+		c.EndpointSlices[0].Endpoints[i].Conditions.Ready = &ready[i]
+	}
+}
+
+// undo makes the pod one that started before us.
+func (c *Cluster) undo(t *testing.T) {
+	t.Helper()
+	pod, _, err := mutate.Undo(&c.Pods[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Pods[0] = *pod
+	c.Pods[0].Status.InitContainerStatuses = nil
+}

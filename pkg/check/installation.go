@@ -1,0 +1,223 @@
+package check
+
+import (
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	admissionregistration "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
+	discovery "k8s.io/api/discovery/v1"
+
+	"github.com/meshvirt/meshvirt/pkg/plan"
+)
+
+const (
+	// expiring is how long before its end a certificate is told of, or a quarter of its life if that is shorter. What
+	// the webhook or cert-manager make is renewed after two thirds of it.
+	expiring = 30 * 24 * time.Hour
+	// oldestServer is the first minor release of Kubernetes 1 that knows matchConditions; the chart's kubeVersion.
+	oldestServer = 28
+)
+
+const upgradeChart = "Upgrade by helm, see docs/install.md."
+
+// istioInjector is how the webhooks of Istio's injectors, of all revisions, end; injectors has the other meshes' too.
+const istioInjector = "sidecar-injector.istio.io"
+
+var injectors = []string{istioInjector, "linkerd-proxy-injector.linkerd.io", "kuma-injector.kuma.io", "connect-injector.consul.hashicorp.com"}
+
+func unreadable(v *view) (all []Finding) {
+	for _, r := range Resources {
+		reason := v.Unknown[r.Resource]
+		if reason == "" {
+			continue
+		}
+		all = append(all, finding(CannotTell, Object{Kind: r.Kind}, fmt.Sprintf("%s; not checked: %s", reason, r.Why),
+			"Ask for the rights that docs/check.md lists."))
+	}
+	if v.NoKubeVirt {
+		all = append(all, finding(NoKubeVirt, Object{Kind: "VirtualMachineInstance"}, "the API server does not serve kubevirt.io/v1: there are no virtual machines",
+			"Install KubeVirt; MeshVirt will see it."))
+	}
+	return all
+}
+
+func server(v *view) []Finding {
+	if v.Server == nil || v.Server.Major != "1" {
+		return nil
+	}
+	minor, err := strconv.Atoi(strings.TrimRight(v.Server.Minor, "+"))
+	if err != nil || minor >= oldestServer {
+		return nil
+	}
+	return []Finding{finding(ServerOld, Object{Kind: "APIServer"},
+		fmt.Sprintf("it is %s, and MeshVirt needs 1.%d: without matchConditions the webhook is asked about every pod of the cluster", v.Server.GitVersion, oldestServer),
+		"Upgrade Kubernetes, or uninstall MeshVirt.")}
+}
+
+func installed(v *view) []Finding {
+	if len(v.ours) == 0 {
+		return []Finding{finding(NotInstalled, Object{Kind: "MutatingWebhookConfiguration"},
+			"none has the webhook "+WebhookName+": virtual machines start as the mesh alone makes them", "Install MeshVirt, see docs/install.md.")}
+	}
+	var all []Finding
+	for _, w := range v.ours[1:] {
+		all = append(all, finding(InstalledTwice, w.object,
+			fmt.Sprintf("%s has the webhook %s as well: pods are adapted by both, and do not start while either does not answer", v.ours[0].object.Name, WebhookName),
+			"MeshVirt is one per cluster: delete the configuration that no helm release of yours owns (the chart's is meshvirt-webhook)."))
+	}
+	return all
+}
+
+// order looks at the names of the configurations, which is the order in which the API server calls them.
+func order(v *view) (all []Finding) {
+	for _, w := range v.ours {
+		again := w.webhook.ReinvocationPolicy != nil && *w.webhook.ReinvocationPolicy == admissionregistration.IfNeededReinvocationPolicy
+		var later []string
+		for _, c := range v.Configurations {
+			mesh := slices.ContainsFunc(c.Webhooks, func(w admissionregistration.MutatingWebhook) bool {
+				return slices.ContainsFunc(injectors, func(end string) bool { return strings.HasSuffix(w.Name, end) })
+			})
+			if mesh && c.Name > w.object.Name {
+				later = append(later, c.Name)
+			}
+		}
+		const fix = "Install the chart as it is: its configuration is called meshvirt-webhook, which sorts behind the meshes', and has reinvocationPolicy IfNeeded."
+		switch {
+		case len(later) > 0 && again:
+			all = append(all, finding(OnlyReinvoked, w.object, "it is called before "+strings.Join(later, ", ")+", and again because that changes the pod: each pod costs two reviews", fix))
+		case len(later) > 0:
+			all = append(all, finding(BeforeMesh, w.object, "it is called before "+strings.Join(later, ", ")+", and not again: MeshVirt sees no mesh in any pod", fix))
+		case !again:
+			all = append(all, finding(NeverReinvoked, w.object, "reinvocationPolicy is not IfNeeded: what a webhook that is called later does to the mesh's arguments stays unseen", fix))
+		}
+	}
+	return all
+}
+
+func trust(v *view) (all []Finding) {
+	for _, w := range v.ours {
+		const so = ": API servers do not trust the webhook, and virtual machines do not start (failurePolicy Fail) or are not adapted (Ignore)"
+		const fix = "The webhook (or cert-manager) writes the CA within seconds: see its log, and that nothing takes caBundle away again. For a certificate of your own set webhook.caBundle."
+		bundle := w.webhook.ClientConfig.CABundle
+		certificates := parse(bundle)
+		var last, soon time.Time // when the last one ends, and from when on that is to be told
+		for _, c := range certificates {
+			if !v.Now.Before(c.NotBefore) && c.NotAfter.After(last) {
+				last = c.NotAfter
+				soon = last.Add(-min(expiring, last.Sub(c.NotBefore)/4))
+			}
+		}
+		switch {
+		case len(bundle) == 0:
+			all = append(all, finding(CABundleMissing, w.object, "caBundle is empty"+so, fix))
+		case len(certificates) == 0:
+			all = append(all, finding(CABundleInvalid, w.object, "caBundle holds no certificate in PEM"+so, fix))
+		case v.Now.After(last):
+			all = append(all, finding(CABundleExpired, w.object, "no certificate in caBundle is valid now"+so, fix))
+		case v.Now.After(soon):
+			all = append(all, finding(CABundleExpiring, w.object, fmt.Sprintf("the last certificate in caBundle expires at %s; then API servers do not trust the webhook", last.UTC().Format(time.RFC3339)),
+				"The webhook and cert-manager renew theirs after two thirds of its life: see their logs. Renew one of your own."))
+		}
+	}
+	return all
+}
+
+// parse leaves out what is no certificate, as API servers do.
+func parse(bundle []byte) (all []*x509.Certificate) {
+	for block, rest := pem.Decode(bundle); block != nil; block, rest = pem.Decode(rest) {
+		if c, err := x509.ParseCertificate(block.Bytes); err == nil {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+func endpoints(v *view) (all []Finding) {
+	for _, w := range v.ours {
+		ref := w.webhook.ClientConfig.Service
+		if ref == nil {
+			continue
+		}
+		const so = ": virtual machines do not start (failurePolicy Fail) or are not adapted (Ignore)"
+		object := Object{"Service", ref.Namespace, ref.Name}
+		service := v.service(w)
+		if service == nil {
+			all = append(all, finding(ServiceMissing, object, "it does not exist, and "+w.object.Name+" names it"+so, upgradeChart))
+			continue
+		}
+		if service.Spec.Type == corev1.ServiceTypeExternalName {
+			continue
+		}
+		ready, wanted := v.ready(object), 1
+		if v.deployment != nil && v.deployment.Spec.Replicas != nil {
+			wanted = int(*v.deployment.Spec.Replicas)
+		}
+		pods := fmt.Sprintf("See why: kubectl describe pods -n %s -l app.kubernetes.io/name=meshvirt, and their logs; a pod that is not ready says why in its probe.", ref.Namespace)
+		switch {
+		case ready == 0:
+			all = append(all, finding(NoEndpoints, object, "no pod of the webhook is ready"+so, pods))
+		case ready < wanted:
+			all = append(all, finding(FewEndpoints, object, fmt.Sprintf("%d of %d pods of the webhook are ready", ready, wanted), pods))
+		}
+	}
+	return all
+}
+
+// ready counts pods, which may be in the slices of both families.
+func (v *view) ready(service Object) int {
+	found := map[string]bool{}
+	for _, s := range v.EndpointSlices {
+		if s.Namespace != service.Namespace || s.Labels[discovery.LabelServiceName] != service.Name {
+			continue
+		}
+		for _, e := range s.Endpoints {
+			if e.Conditions.Ready != nil && !*e.Conditions.Ready {
+				continue
+			}
+			name := strings.Join(e.Addresses, ",")
+			if e.TargetRef != nil {
+				name = e.TargetRef.Name
+			}
+			found[name] = true
+		}
+	}
+	return len(found)
+}
+
+func releases(v *view) (all []Finding) {
+	if v.deployment == nil {
+		return nil
+	}
+	object := Object{"Deployment", v.deployment.Namespace, v.deployment.Name}
+	if v.release != "" && v.release != plan.Release {
+		all = append(all, finding(PluginRelease, object, fmt.Sprintf("its release is %s, and that of this command %s: what it says of pods is by its own", v.release, plan.Release),
+			"Use kubectl-meshvirt of release "+v.release+"."))
+	}
+	for _, c := range v.deployment.Spec.Template.Spec.Containers {
+		webhook, dataPlane := tag(c.Image), tag(v.config.Image.Name)
+		if c.Name == "webhook" && webhook != "" && dataPlane != "" && webhook != dataPlane {
+			all = append(all, finding(DataPlaneRelease, object, fmt.Sprintf("the webhook's image is %s, and the data plane's %s: of different releases, the data plane refuses the plan and no virtual machine starts", c.Image, v.config.Image.Name),
+				"Set image.webhook.tag and image.dataPlane.tag to the same release."))
+		}
+	}
+	if mode := v.config.DefaultMode; v.oldServer && (mode == plan.NATProxy || mode == plan.TProxy) {
+		all = append(all, finding(DefaultModeUnavailable, object, fmt.Sprintf("its default mode %s needs native sidecars, and the API server is %s: mode auto takes its place", mode, v.Server.GitVersion),
+			"Upgrade Kubernetes to 1.29 or later, or set defaultMode to auto."))
+	}
+	return all
+}
+
+// tag is an image's, or empty if there is none, or if a digest counts more.
+func tag(image string) string {
+	if strings.Contains(image, "@") {
+		return ""
+	}
+	_, tag, _ := strings.Cut(image[strings.LastIndex(image, "/")+1:], ":")
+	return tag
+}
