@@ -47,8 +47,12 @@ func outputFlag(c *cobra.Command, f *form, otherwise string) {
 }
 
 func fileFlag(c *cobra.Command, file *string) {
-	c.Flags().StringVarP(file, "filename", "f", "", `manifests in YAML or JSON, "-" for standard input`)
+	optionalFileFlag(c, file)
 	_ = c.MarkFlagRequired("filename") // these fail only for a flag that does not exist
+}
+
+func optionalFileFlag(c *cobra.Command, file *string) {
+	c.Flags().StringVarP(file, "filename", "f", "", `manifests in YAML or JSON, "-" for standard input`)
 	_ = c.MarkFlagFilename("filename", "yaml", "yml", "json")
 }
 

@@ -65,6 +65,11 @@ func TestCompletion(t *testing.T) {
 	for _, m := range plan.Modes {
 		modes = append(modes, string(m))
 	}
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(kubeconfig, []byte("contexts: [{name: two}, {name: one}]"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("KUBECONFIG", kubeconfig)
 	files := "yaml\nyml\njson\n:8\n" // of these extensions
 	for line, want := range map[string]string{
 		"inject --mode ":        strings.Join(modes, "\n") + "\n:4\n",
@@ -73,6 +78,11 @@ func TestCompletion(t *testing.T) {
 		"uninject --filename ":  files,
 		"explain --vmi ":        files,
 		"version -o ":           "yaml\njson\n:4\n",
+		"check -f ":             files,
+		"check --fail-on ":      "error\nwarning\n:4\n",
+		"check -o ":             "yaml\njson\n:4\n",
+		"check --context ":      "one\ntwo\n:4\n",
+		"check -n ":             ":5\n", // nobody is there to be asked
 		"inject ":               ":4\n", // no file names: they belong to -f
 		"completion kubectl -":  "--help\n-h\n:4\n",
 		"completion kubectl x ": ":4\n",

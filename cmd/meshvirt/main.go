@@ -33,7 +33,7 @@ func run(args []string, in io.Reader, out, errOut io.Writer) error {
 	root.SetIn(in)
 	root.SetOut(out)
 	root.SetErr(errOut)
-	root.AddCommand(injectCommand(), uninjectCommand(), explainCommand(), versionCommand())
+	root.AddCommand(injectCommand(), uninjectCommand(), explainCommand(), checkCommand(), versionCommand())
 	addCompletion(root)
 	return root.Execute()
 }

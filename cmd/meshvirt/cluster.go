@@ -1,0 +1,191 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/dynamic"
+	_ "k8s.io/client-go/plugin/pkg/client/auth" // whatever a user's kubeconfig logs in by
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/pager"
+
+	"github.com/meshvirt/meshvirt/pkg/check"
+)
+
+// requestTimeout bounds each request unless the user says otherwise.
+const requestTimeout = "30s"
+
+// source is the cluster that kubectl's flags and kubeconfig name.
+type source struct{ config clientcmd.ClientConfig }
+
+func (s *source) addFlags(c *cobra.Command) {
+	rules, overrides := clientcmd.NewDefaultClientConfigLoadingRules(), &clientcmd.ConfigOverrides{}
+	c.Flags().StringVar(&rules.ExplicitPath, clientcmd.RecommendedConfigPathFlag, "", "the kubeconfig file in place of $KUBECONFIG or ~/.kube/config")
+	names := clientcmd.RecommendedConfigOverrideFlags("")
+	names.Timeout.Default = requestTimeout
+	clientcmd.BindOverrideFlags(overrides, c.Flags(), names)
+	s.config = clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, overrides)
+	completeBy(c, clientcmd.FlagContext, func(context.Context) ([]string, error) {
+		raw, err := s.config.RawConfig()
+		return slices.Sorted(maps.Keys(raw.Contexts)), err
+	})
+	completeBy(c, clientcmd.FlagNamespace, s.namespaces)
+}
+
+// completeBy completes the flag by what f finds; nothing if that fails.
+func completeBy(c *cobra.Command, flag string, f func(context.Context) ([]string, error)) {
+	_ = c.RegisterFlagCompletionFunc(flag, func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second) // somebody waits at the keyboard
+		defer cancel()
+		values, err := f(ctx)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveError
+		}
+		return values, cobra.ShellCompDirectiveNoFileComp
+	})
+}
+
+func (s *source) client() (*rest.Config, *dynamic.DynamicClient, error) {
+	config, err := s.config.ClientConfig()
+	if clientcmd.IsEmptyConfig(err) {
+		err = errors.New("no cluster is configured: set --kubeconfig or KUBECONFIG, or check manifests by -f")
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	config.QPS = -1 // one request after the other is no flood
+	config.WarningHandler = rest.NoWarnings{}
+	client, err := dynamic.NewForConfig(config)
+	return config, client, err
+}
+
+func (s *source) namespaces(ctx context.Context) (names []string, err error) {
+	_, client, err := s.client()
+	if err != nil {
+		return nil, err
+	}
+	list, err := client.Resource(byName(check.Namespaces).GroupVersionResource).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	for _, item := range list.Items {
+		names = append(names, item.GetName())
+	}
+	return names, nil
+}
+
+func byName(name string) check.Resource {
+	return check.Resources[slices.IndexFunc(check.Resources, func(r check.Resource) bool { return r.Resource == name })]
+}
+
+// reader reads into a check.Cluster, and remembers there what it could not read.
+type reader struct {
+	*check.Cluster
+	client dynamic.Interface
+}
+
+// read gives the cluster, and says in words which virtual machines of it. An error means that there is no such cluster,
+// or that it does not know the user.
+func (s *source) read(ctx context.Context, all bool) (*check.Cluster, string, error) {
+	config, client, err := s.client()
+	if err != nil {
+		return nil, "", err
+	}
+	namespace, _, err := s.config.Namespace()
+	if err != nil {
+		return nil, "", err
+	}
+	r := reader{&check.Cluster{Now: time.Now(), Unknown: map[string]string{}}, client}
+	d, err := discovery.NewDiscoveryClientForConfig(config)
+	if err != nil {
+		return nil, "", err
+	}
+	if r.Server, err = d.ServerVersionWithContext(ctx); err != nil && !apierrors.IsForbidden(err) {
+		return nil, "", fmt.Errorf("ask the API server at %s for its version: %w", config.Host, err)
+	}
+	r.installation(ctx)
+	scope := "all namespaces"
+	if all {
+		namespace = metav1.NamespaceAll
+		r.list(ctx, check.Namespaces, "", metav1.ListOptions{})
+	} else {
+		scope = "namespace " + namespace
+		if err := r.get(ctx, check.Namespaces, "", namespace); err != nil {
+			return nil, "", err
+		}
+	}
+	r.list(ctx, check.Machines, namespace, metav1.ListOptions{})
+	r.list(ctx, check.Instances, namespace, metav1.ListOptions{})
+	for _, labels := range []string{"kubevirt.io=virt-launcher", "kubevirt.io!=virt-launcher,meshvirt.io/inject=true"} {
+		r.list(ctx, check.Pods, namespace, metav1.ListOptions{LabelSelector: labels})
+	}
+	return r.Cluster, scope, nil
+}
+
+// installation reads what MeshVirt's configurations lead to.
+func (r reader) installation(ctx context.Context) {
+	r.list(ctx, check.Configurations, "", metav1.ListOptions{})
+	services := r.Ours()
+	if len(services) == 0 { // nobody knows where to look
+		for _, name := range []string{check.Services, check.EndpointSlices, check.Deployments} {
+			r.Unknown[name] = ""
+		}
+	}
+	for _, s := range services {
+		if err := r.get(ctx, check.Services, s.Namespace, s.Name); err != nil && !apierrors.IsNotFound(err) {
+			r.Unknown[check.Services] = err.Error()
+		}
+		r.list(ctx, check.EndpointSlices, s.Namespace, metav1.ListOptions{LabelSelector: "kubernetes.io/service-name=" + s.Name})
+		r.list(ctx, check.Deployments, s.Namespace, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=meshvirt"})
+	}
+}
+
+// get reads one object. What may not be read is remembered, and no error.
+func (r reader) get(ctx context.Context, resource, namespace, name string) error {
+	u, err := r.client.Resource(byName(resource).GroupVersionResource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
+	if err == nil {
+		err = r.add(u)
+	}
+	if apierrors.IsForbidden(err) {
+		r.Unknown[resource] = err.Error()
+		return nil
+	}
+	return err
+}
+
+// list reads all, in pages.
+func (r reader) list(ctx context.Context, resource, namespace string, o metav1.ListOptions) {
+	client := r.client.Resource(byName(resource).GroupVersionResource).Namespace(namespace)
+	pages := pager.New(func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return client.List(ctx, o) })
+	switch err := pages.EachListItem(ctx, o, r.add); {
+	case err == nil:
+	case resource == check.Machines || resource == check.Instances:
+		// What the API server says of a path that nobody serves is no Status.
+		if apierrors.IsNotFound(err) && apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse) {
+			r.NoKubeVirt, r.Unknown[resource] = true, ""
+			return
+		}
+		fallthrough
+	default:
+		r.Unknown[resource] = err.Error()
+	}
+}
+
+func (r reader) add(object runtime.Object) error {
+	b, err := object.(*unstructured.Unstructured).MarshalJSON()
+	if err != nil {
+		return err
+	}
+	return r.Add(b)
+}
