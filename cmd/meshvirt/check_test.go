@@ -63,7 +63,7 @@ func TestCheckManifests(t *testing.T) {
 const warningText = "warning  VirtualMachine vms/web: annotation meshvirt.io/ports is unknown and has no effect, known are " +
 	"meshvirt.io/mode, meshvirt.io/interfaces, meshvirt.io/guest-addresses, meshvirt.io/exclude-outbound-cidrs, " +
 	"meshvirt.io/exclude-outbound-ports, meshvirt.io/include-outbound-cidrs, meshvirt.io/exclude-inbound-ports, " +
-	"meshvirt.io/watch, meshvirt.io/inject [UnknownAnnotation]\n" +
+	"meshvirt.io/watch, meshvirt.io/inject [NoEffect]\n" +
 	"         Correct the key, or remove it.\n\n" +
 	"0 errors, 1 warning. Looked at: 1 virtual machine (1 not running) in the manifests.\n"
 

@@ -78,7 +78,6 @@ type check struct {
 
 var checks = []check{
 	{"what could not be read", nil, unreadable},
-	{"the API server", nil, server},
 	{"MeshVirt is installed once", []string{Configurations}, installed},
 	{"the order of admission", []string{Configurations}, order},
 	{"who is trusted", []string{Configurations}, trust},
@@ -119,7 +118,9 @@ func Run(c *Cluster) Report {
 			r.Findings = append(r.Findings, check.find(v)...)
 		}
 	}
-	slices.SortStableFunc(r.Findings, func(a, b Finding) int { return a.Severity.rank() - b.Severity.rank() })
+	slices.SortStableFunc(r.Findings, func(a, b Finding) int {
+		return slices.Index(Severities, a.Severity) - slices.Index(Severities, b.Severity)
+	})
 	return r
 }
 

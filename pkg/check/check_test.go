@@ -29,7 +29,7 @@ func one(name string, code Code, says string, put func(*testing.T, *Cluster)) fa
 	return fault{name, put, []Code{code}, says}
 }
 
-var never, old = admissionregistration.NeverReinvocationPolicy, &version.Info{Major: "1", Minor: "28+", GitVersion: "v1.28.15"}
+var never, ignore, old = admissionregistration.NeverReinvocationPolicy, admissionregistration.Ignore, &version.Info{Major: "1", Minor: "28+", GitVersion: "v1.28.15"}
 
 var faults = []fault{
 	one("a resource may not be read", CannotTell, "you may not; not checked: releases", func(_ *testing.T, c *Cluster) {
@@ -37,9 +37,6 @@ var faults = []fault{
 	}),
 	one("no KubeVirt", NoKubeVirt, "", func(_ *testing.T, c *Cluster) {
 		c.NoKubeVirt, c.Unknown = true, map[string]string{Machines: "", Instances: ""}
-	}),
-	one("an API server of before", ServerOld, "v1.27.3", func(_ *testing.T, c *Cluster) {
-		c.Server = &version.Info{Major: "1", Minor: "27", GitVersion: "v1.27.3"}
 	}),
 	{"nothing installed", func(_ *testing.T, c *Cluster) { c.Configurations = c.Configurations[1:] }, []Code{NotInstalled}, ""},
 	{"nothing installed, and a pod without us", func(t *testing.T, c *Cluster) {
@@ -57,7 +54,7 @@ var faults = []fault{
 	one("called early", OnlyReinvoked, "istio-sidecar-injector", func(_ *testing.T, c *Cluster) { c.Configurations[0].Name = "a-webhook" }),
 	one("never called again", NeverReinvoked, "", func(_ *testing.T, c *Cluster) { c.Configurations[0].Webhooks[0].ReinvocationPolicy = &never }),
 	one("an empty bundle", CABundleMissing, "", func(_ *testing.T, c *Cluster) { c.bundle(nil) }),
-	one("a bundle of text", CABundleInvalid, "", func(_ *testing.T, c *Cluster) { c.bundle([]byte("certificate")) }),
+	one("a bundle of text", CABundleMissing, "", func(_ *testing.T, c *Cluster) { c.bundle([]byte("certificate")) }),
 	one("a bundle that has ended", CABundleExpired, "", func(t *testing.T, c *Cluster) { c.bundle(authority(t, now.AddDate(-1, 0, 0), now.Add(-time.Minute))) }),
 	one("a bundle that has not begun", CABundleExpired, "", func(t *testing.T, c *Cluster) { c.bundle(authority(t, now.Add(time.Minute), now.AddDate(1, 0, 0))) }),
 	one("a bundle that ends", CABundleExpiring, "2026-01-22", func(t *testing.T, c *Cluster) { c.bundle(authority(t, now.AddDate(-1, 0, 0), now.AddDate(0, 0, 20))) }),
@@ -66,7 +63,11 @@ var faults = []fault{
 	}, nil, ""},
 	{"a bundle of a week", func(t *testing.T, c *Cluster) { c.bundle(authority(t, now.AddDate(0, 0, -1), now.AddDate(0, 0, 6))) }, nil, ""},
 	one("no Service", ServiceMissing, "", func(_ *testing.T, c *Cluster) { c.Services = nil }),
-	one("no slices", NoEndpoints, "", func(_ *testing.T, c *Cluster) { c.EndpointSlices = nil }),
+	one("no slices", NoEndpoints, "do not start or migrate (failurePolicy Fail)", func(_ *testing.T, c *Cluster) { c.EndpointSlices = nil }),
+	one("no slices, and nobody depends on them", NoEndpoints, "start without being adapted", func(_ *testing.T, c *Cluster) {
+		c.EndpointSlices = nil
+		c.Configurations[0].Webhooks[0].FailurePolicy = &ignore
+	}),
 	one("nobody ready", NoEndpoints, "", func(_ *testing.T, c *Cluster) { c.ready(false, false) }),
 	one("one ready", FewEndpoints, "1 of 2", func(_ *testing.T, c *Cluster) { c.ready(true, false) }),
 	one("the same pod in the slices of both families", FewEndpoints, "1 of 2", func(_ *testing.T, c *Cluster) {
@@ -99,15 +100,15 @@ var faults = []fault{
 		c.Namespaces[0].Labels["meshvirt.io/inject"] = "disabled"
 		c.undo(t)
 	}, nil, ""},
-	one("a namespace's label", NamespaceLabel, `"false"`, func(_ *testing.T, c *Cluster) { c.Namespaces[0].Labels["meshvirt.io/inject"] = "false" }),
+	one("a namespace's label", NoEffect, `"false"`, func(_ *testing.T, c *Cluster) { c.Namespaces[0].Labels["meshvirt.io/inject"] = "false" }),
 
 	one("a bad annotation", InvalidAnnotation, `spec.template.metadata.annotations[meshvirt.io/mode]: Invalid value: "telepathy"`, func(_ *testing.T, c *Cluster) { c.annotate("meshvirt.io/mode", "telepathy") }),
 	one("a bad annotation of the VMI", InvalidAnnotation, `: metadata.annotations[meshvirt.io/mode]: Invalid value: "telepathy"`, func(_ *testing.T, c *Cluster) {
 		c.Instances[0].Annotations = map[string]string{"meshvirt.io/mode": "telepathy"}
 	}),
-	one("an unknown annotation", UnknownAnnotation, "meshvirt.io/moed", func(_ *testing.T, c *Cluster) { c.annotate("meshvirt.io/moed", "off") }),
-	one("an annotation of the VirtualMachine", MisplacedAnnotation, "meshvirt.io/mode", func(_ *testing.T, c *Cluster) { c.Machines[0].Own["meshvirt.io/mode"] = "off" }),
-	one("a label", InvalidLabel, `spec.template.metadata.labels[meshvirt.io/inject] is "no"`, func(_ *testing.T, c *Cluster) {
+	one("an unknown annotation", NoEffect, "meshvirt.io/moed", func(_ *testing.T, c *Cluster) { c.annotate("meshvirt.io/moed", "off") }),
+	one("an annotation of the VirtualMachine", NoEffect, "meshvirt.io/mode", func(_ *testing.T, c *Cluster) { c.Machines[0].Own["meshvirt.io/mode"] = "off" }),
+	one("a label", NoEffect, `spec.template.metadata.labels[meshvirt.io/inject] is "no"`, func(_ *testing.T, c *Cluster) {
 		c.Machines[0].Labels = map[string]string{"meshvirt.io/inject": "no"}
 	}),
 	one("a mode for later servers", ModeUnavailable, "mode nat-proxy", func(_ *testing.T, c *Cluster) {
@@ -167,6 +168,10 @@ var faults = []fault{
 	}, nil, ""},
 	one("rules that failed", ContainerFailed, "exit code 1 (Error), saying: the plan is of release 9", func(t *testing.T, c *Cluster) {
 		c.status(t, templates.RulesName).State = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 1, Reason: "Error", Message: "the plan is of release 9\n"}}
+	}),
+	one("rules that hang", ContainerNotReady, templates.RulesName, func(t *testing.T, c *Cluster) {
+		s := c.status(t, templates.RulesName)
+		s.Ready, s.State = false, corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(now.Add(-time.Hour))}}
 	}),
 	one("a relay that is not ready", ContainerNotReady, templates.ProxyName, func(t *testing.T, c *Cluster) {
 		c.relayed(t)
@@ -230,7 +235,7 @@ func TestOrder(t *testing.T) {
 	for _, f := range Run(c).Findings {
 		got = append(got, f.Code)
 	}
-	if diff := cmp.Diff([]Code{CABundleMissing, NotAdapted, OnlyReinvoked, UnknownAnnotation}, got); diff != "" {
+	if diff := cmp.Diff([]Code{CABundleMissing, NotAdapted, OnlyReinvoked, NoEffect}, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 }

@@ -14,13 +14,6 @@ const (
 // Severities lists both, the worse one first.
 var Severities = []Severity{Error, Warning}
 
-func (s Severity) rank() int {
-	if s == Error {
-		return 0
-	}
-	return 1
-}
-
 // Code names a kind of fault. The set is closed: Codes and docs/check.md have each.
 type Code string
 
@@ -28,14 +21,12 @@ type Code string
 const (
 	CannotTell             Code = "CannotTell"
 	NoKubeVirt             Code = "NoKubeVirt"
-	ServerOld              Code = "ServerOld"
 	NotInstalled           Code = "NotInstalled"
 	InstalledTwice         Code = "InstalledTwice"
 	BeforeMesh             Code = "BeforeMesh"
 	OnlyReinvoked          Code = "OnlyReinvoked"
 	NeverReinvoked         Code = "NeverReinvoked"
 	CABundleMissing        Code = "CABundleMissing"
-	CABundleInvalid        Code = "CABundleInvalid"
 	CABundleExpired        Code = "CABundleExpired"
 	CABundleExpiring       Code = "CABundleExpiring"
 	ServiceMissing         Code = "ServiceMissing"
@@ -50,17 +41,14 @@ const (
 const (
 	PodSecurity      Code = "PodSecurity"
 	NamespaceLeftOut Code = "NamespaceLeftOut"
-	NamespaceLabel   Code = "NamespaceLabel"
 )
 
 // Faults of virtual machines.
 const (
-	InvalidAnnotation   Code = "InvalidAnnotation"
-	UnknownAnnotation   Code = "UnknownAnnotation"
-	MisplacedAnnotation Code = "MisplacedAnnotation"
-	InvalidLabel        Code = "InvalidLabel"
-	ModeUnavailable     Code = "ModeUnavailable"
-	Refused             Code = "Refused"
+	InvalidAnnotation Code = "InvalidAnnotation"
+	NoEffect          Code = "NoEffect"
+	ModeUnavailable   Code = "ModeUnavailable"
+	Refused           Code = "Refused"
 )
 
 // Faults of pods.
@@ -85,14 +73,12 @@ var Codes = map[Code]struct {
 }{
 	CannotTell:             {Warning, "You may not read something; what needs it is not checked."},
 	NoKubeVirt:             {Warning, "The API server serves no virtual machines."},
-	ServerOld:              {Error, "The API server is older than 1.28: it does not know matchConditions, and asks the webhook about every pod."},
 	NotInstalled:           {Error, "No MutatingWebhookConfiguration has the webhook `inject.meshvirt.io`: no pod is adapted."},
 	InstalledTwice:         {Error, "Several MutatingWebhookConfigurations have the webhook: pods are adapted by one and by the other."},
 	BeforeMesh:             {Error, "The API server calls MeshVirt before the mesh's injector, and not again: no pod is adapted."},
 	OnlyReinvoked:          {Warning, "The API server calls MeshVirt before the mesh's injector, and again only because that changes the pod."},
 	NeverReinvoked:         {Warning, "`reinvocationPolicy` is not IfNeeded: what other webhooks change in a pod later is not seen."},
-	CABundleMissing:        {Error, "`caBundle` is empty: API servers do not trust the webhook."},
-	CABundleInvalid:        {Error, "`caBundle` holds no certificate: API servers do not trust the webhook."},
+	CABundleMissing:        {Error, "`caBundle` has no certificate: API servers do not trust the webhook."},
 	CABundleExpired:        {Error, "No certificate in `caBundle` is valid now: API servers do not trust the webhook."},
 	CABundleExpiring:       {Warning, "The last certificate in `caBundle` expires within a month, or a quarter of its life; what should have renewed it has not."},
 	ServiceMissing:         {Error, "The Service that the configuration names does not exist."},
@@ -104,14 +90,11 @@ var Codes = map[Code]struct {
 
 	PodSecurity:      {Error, "The namespace enforces a Pod Security level that refuses the pods of its virtual machines."},
 	NamespaceLeftOut: {Error, "The mesh injects in a namespace that the webhook's `namespaceSelector` leaves out."},
-	NamespaceLabel:   {Warning, "The label `meshvirt.io/inject` of the namespace has a value without effect."},
 
-	InvalidAnnotation:   {Error, "An annotation has a value that will be refused: the virtual machine does not start or migrate."},
-	UnknownAnnotation:   {Warning, "An annotation of MeshVirt's domain is unknown, and has no effect."},
-	MisplacedAnnotation: {Warning, "An annotation or label is on the VirtualMachine, not in its template, and has no effect."},
-	InvalidLabel:        {Warning, "The label `meshvirt.io/inject` has a value without effect."},
-	ModeUnavailable:     {Error, "What is asked for needs native sidecars, and so Kubernetes 1.29: the virtual machine does not start."},
-	Refused:             {Error, "KubeVirt cannot create the pod, because of MeshVirt's webhook or of its containers."},
+	InvalidAnnotation: {Error, "An annotation has a value that will be refused: the virtual machine does not start or migrate."},
+	NoEffect:          {Warning, "An annotation or label of MeshVirt's has no effect: its key is unknown, its value is none of those wanted, or it is on the VirtualMachine in place of its template."},
+	ModeUnavailable:   {Error, "What is asked for needs native sidecars, and so Kubernetes 1.29: the virtual machine does not start."},
+	Refused:           {Error, "KubeVirt cannot create the pod, because of MeshVirt's webhook or of its containers."},
 
 	NotAdapted:         {Error, "The pod is in a mesh, but not adapted: it started before MeshVirt, or while the webhook did not answer."},
 	LeftAlone:          {Warning, "The pod is in a mesh, and MeshVirt leaves it alone for a reason that you can change."},

@@ -5,7 +5,6 @@ import (
 	"encoding/pem"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -16,15 +15,9 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
-const (
-	// expiring is how long before its end a certificate is told of, or a quarter of its life if that is shorter. What
-	// the webhook or cert-manager make is renewed after two thirds of it.
-	expiring = 30 * 24 * time.Hour
-	// oldestServer is the first minor release of Kubernetes 1 that knows matchConditions; the chart's kubeVersion.
-	oldestServer = 28
-)
-
-const upgradeChart = "Upgrade by helm, see docs/install.md."
+// expiring is how long before its end a certificate is told of, or a quarter of its life if that is shorter. What the
+// webhook or cert-manager make is renewed after two thirds of it.
+const expiring = 30 * 24 * time.Hour
 
 // istioInjector is how the webhooks of Istio's injectors, of all revisions, end; injectors has the other meshes' too.
 const istioInjector = "sidecar-injector.istio.io"
@@ -45,19 +38,6 @@ func unreadable(v *view) (all []Finding) {
 			"Install KubeVirt; MeshVirt will see it."))
 	}
 	return all
-}
-
-func server(v *view) []Finding {
-	if v.Server == nil || v.Server.Major != "1" {
-		return nil
-	}
-	minor, err := strconv.Atoi(strings.TrimRight(v.Server.Minor, "+"))
-	if err != nil || minor >= oldestServer {
-		return nil
-	}
-	return []Finding{finding(ServerOld, Object{Kind: "APIServer"},
-		fmt.Sprintf("it is %s, and MeshVirt needs 1.%d: without matchConditions the webhook is asked about every pod of the cluster", v.Server.GitVersion, oldestServer),
-		"Upgrade Kubernetes, or uninstall MeshVirt.")}
 }
 
 func installed(v *view) []Finding {
@@ -102,10 +82,9 @@ func order(v *view) (all []Finding) {
 
 func trust(v *view) (all []Finding) {
 	for _, w := range v.ours {
-		const so = ": API servers do not trust the webhook, and virtual machines do not start (failurePolicy Fail) or are not adapted (Ignore)"
+		so := ": API servers do not trust the webhook, and " + w.unanswered()
 		const fix = "The webhook (or cert-manager) writes the CA within seconds: see its log, and that nothing takes caBundle away again. For a certificate of your own set webhook.caBundle."
-		bundle := w.webhook.ClientConfig.CABundle
-		certificates := parse(bundle)
+		certificates := parse(w.webhook.ClientConfig.CABundle)
 		var last, soon time.Time // when the last one ends, and from when on that is to be told
 		for _, c := range certificates {
 			if !v.Now.Before(c.NotBefore) && c.NotAfter.After(last) {
@@ -114,10 +93,8 @@ func trust(v *view) (all []Finding) {
 			}
 		}
 		switch {
-		case len(bundle) == 0:
-			all = append(all, finding(CABundleMissing, w.object, "caBundle is empty"+so, fix))
 		case len(certificates) == 0:
-			all = append(all, finding(CABundleInvalid, w.object, "caBundle holds no certificate in PEM"+so, fix))
+			all = append(all, finding(CABundleMissing, w.object, "caBundle is empty, or has no certificate in PEM"+so, fix))
 		case v.Now.After(last):
 			all = append(all, finding(CABundleExpired, w.object, "no certificate in caBundle is valid now"+so, fix))
 		case v.Now.After(soon):
@@ -126,6 +103,14 @@ func trust(v *view) (all []Finding) {
 		}
 	}
 	return all
+}
+
+// unanswered says what follows from a webhook that does not answer.
+func (w webhook) unanswered() string {
+	if p := w.webhook.FailurePolicy; p != nil && *p == admissionregistration.Ignore {
+		return "virtual machines start without being adapted (failurePolicy Ignore)"
+	}
+	return "virtual machines do not start or migrate (failurePolicy Fail)"
 }
 
 // parse leaves out what is no certificate, as API servers do.
@@ -144,11 +129,10 @@ func endpoints(v *view) (all []Finding) {
 		if ref == nil {
 			continue
 		}
-		const so = ": virtual machines do not start (failurePolicy Fail) or are not adapted (Ignore)"
 		object := Object{"Service", ref.Namespace, ref.Name}
 		service := v.service(w)
 		if service == nil {
-			all = append(all, finding(ServiceMissing, object, "it does not exist, and "+w.object.Name+" names it"+so, upgradeChart))
+			all = append(all, finding(ServiceMissing, object, "it does not exist, and "+w.object.Name+" names it: "+w.unanswered(), "Upgrade by helm, see docs/install.md."))
 			continue
 		}
 		if service.Spec.Type == corev1.ServiceTypeExternalName {
@@ -161,7 +145,7 @@ func endpoints(v *view) (all []Finding) {
 		pods := fmt.Sprintf("See why: kubectl describe pods -n %s -l app.kubernetes.io/name=meshvirt, and their logs; a pod that is not ready says why in its probe.", ref.Namespace)
 		switch {
 		case ready == 0:
-			all = append(all, finding(NoEndpoints, object, "no pod of the webhook is ready"+so, pods))
+			all = append(all, finding(NoEndpoints, object, "no pod of the webhook is ready: "+w.unanswered(), pods))
 		case ready < wanted:
 			all = append(all, finding(FewEndpoints, object, fmt.Sprintf("%d of %d pods of the webhook are ready", ready, wanted), pods))
 		}

@@ -35,7 +35,7 @@ func namespaces(v *view) (all []Finding) {
 			}
 		}
 		if value, ok := ns.Labels[annotations.Inject]; ok && value != mutate.OptedOutValue {
-			all = append(all, finding(NamespaceLabel, object, fmt.Sprintf("its label %s is %q and has no effect: virtual machines are adapted without it", annotations.Inject, value),
+			all = append(all, finding(NoEffect, object, fmt.Sprintf("its label %s is %q and has no effect: virtual machines are adapted without it", annotations.Inject, value),
 				fmt.Sprintf("Remove the label, or set it to %q to leave the namespace out.", mutate.OptedOutValue)))
 		}
 		if adapted > 0 && !v.called(ns.Name) && ns.Labels[annotations.Inject] != mutate.OptedOutValue {
@@ -82,7 +82,7 @@ func without(all, told map[string]string) map[string]string {
 func misplaced(m Machine) (all []Finding) {
 	for _, key := range slices.Sorted(maps.Keys(m.Own)) {
 		if strings.HasPrefix(key, annotations.Domain) && m.Annotations[key] != m.Own[key] && m.Labels[key] != m.Own[key] {
-			all = append(all, finding(MisplacedAnnotation, m.Object, fmt.Sprintf("metadata has %s, where it has no effect: KubeVirt gives the pod what is in spec.template.metadata", key),
+			all = append(all, finding(NoEffect, m.Object, fmt.Sprintf("metadata has %s, where it has no effect: KubeVirt gives the pod what is in spec.template.metadata", key),
 				"Move it there, and restart the virtual machine."))
 		}
 	}
@@ -95,10 +95,10 @@ func (v *view) parse(m Machine, set, labels map[string]string, path *field.Path)
 		all = append(all, finding(InvalidAnnotation, m.Object, err.Error(), "Set such a value, or remove the annotation (docs/annotations.md); until then the pod is refused."))
 	}
 	for _, w := range warnings {
-		all = append(all, finding(UnknownAnnotation, m.Object, w, "Correct the key, or remove it."))
+		all = append(all, finding(NoEffect, m.Object, w, "Correct the key, or remove it."))
 	}
 	if value, ok := labels[annotations.Inject]; ok && value != "true" && value != "false" {
-		all = append(all, finding(InvalidLabel, m.Object, fmt.Sprintf(`%s is %q, want "true" or "false"`, path.Child("labels").Key(annotations.Inject), value), "Set one of these, or remove the label."))
+		all = append(all, finding(NoEffect, m.Object, fmt.Sprintf(`%s is %q, want "true" or "false"`, path.Child("labels").Key(annotations.Inject), value), "Set one of these, or remove the label."))
 	}
 	sidecar := ""
 	switch {

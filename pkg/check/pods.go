@@ -110,35 +110,23 @@ func containers(v *view) (all []Finding) {
 			if c.Name != templates.RulesName && c.Name != templates.ProxyName {
 				continue
 			}
-			code, message := v.fault(c, sidecar(l.pod, c.Name))
-			if code == "" {
-				continue
+			if code, message := v.fault(c); code != "" {
+				fix := fmt.Sprintf("kubectl logs -n %s %s -c %s has more; if its image %s cannot be pulled, see docs/install.md.", l.pod.Namespace, l.pod.Name, c.Name, c.Image)
+				all = append(all, finding(code, l.object, message, fix))
 			}
-			fix := fmt.Sprintf("kubectl logs -n %s %s -c %s; %s", l.pod.Namespace, l.pod.Name, c.Name, "docs/install.md says which images are needed.")
-			if code == ContainerNotReady {
-				fix = fmt.Sprintf("kubectl logs -n %s %s -c %s names what contradicts the plan, and the annotation to set.", l.pod.Namespace, l.pod.Name, c.Name)
-			}
-			all = append(all, finding(code, l.object, message, fix))
 		}
 	}
 	return all
 }
 
-// sidecar reports whether the init container runs on.
-func sidecar(pod *corev1.Pod, name string) bool {
-	return slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool {
-		return c.Name == name && c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
-	})
-}
-
 // fault gives an empty code for a container that is as it should be.
-func (v *view) fault(c corev1.ContainerStatus, sidecar bool) (Code, string) {
+func (v *view) fault(c corev1.ContainerStatus) (Code, string) {
 	switch w, run, end := c.State.Waiting, c.State.Running, c.State.Terminated; {
 	case w != nil && w.Reason != "" && w.Reason != "PodInitializing" && w.Reason != "ContainerCreating":
 		return ContainerFailed, fmt.Sprintf("container %s does not start, and so the virtual machine: %s %s%s", c.Name, w.Reason, w.Message, lastWords(c.LastTerminationState.Terminated))
 	case end != nil && end.ExitCode != 0:
 		return ContainerFailed, fmt.Sprintf("container %s has failed%s", c.Name, lastWords(end))
-	case !sidecar || run == nil:
+	case run == nil:
 		return "", ""
 	case !c.Ready && v.Now.Sub(run.StartedAt.Time) > settled:
 		return ContainerNotReady, fmt.Sprintf("container %s runs since %s and is not ready%s", c.Name, run.StartedAt.UTC().Format(time.RFC3339), lastWords(c.LastTerminationState.Terminated))

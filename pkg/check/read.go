@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -98,7 +99,7 @@ func (c *Cluster) Add(raw []byte) error {
 	case "VirtualMachine":
 		return add(&c.Machines, raw, readMachine)
 	case "VirtualMachineInstance":
-		return add(&c.Instances, raw, readInstance)
+		return add(&c.Instances, raw, readMachine)
 	}
 	if strings.HasSuffix(meta.Kind, "List") {
 		for i, item := range meta.Items {
@@ -122,10 +123,18 @@ func as[T any](raw []byte) (object T, err error) {
 	return object, json.Unmarshal(raw, &object)
 }
 
-func readInstance(raw []byte) (Machine, error) {
+// readMachine reads a VirtualMachine or a VirtualMachineInstance.
+func readMachine(raw []byte) (Machine, error) {
 	var in struct {
+		Kind     string            `json:"kind"`
 		Metadata metav1.ObjectMeta `json:"metadata"`
-		Status   struct {
+		Spec     struct {
+			Template struct {
+				Metadata metav1.ObjectMeta `json:"metadata"`
+				Spec     json.RawMessage   `json:"spec"`
+			} `json:"template"`
+		} `json:"spec"`
+		Status struct {
 			Conditions []struct {
 				Type    string                 `json:"type"`
 				Status  corev1.ConditionStatus `json:"status"`
@@ -134,62 +143,34 @@ func readInstance(raw []byte) (Machine, error) {
 		} `json:"status"`
 	}
 	if err := json.Unmarshal(raw, &in); err != nil {
-		return Machine{}, fmt.Errorf("read VirtualMachineInstance: %w", err)
+		return Machine{}, fmt.Errorf("read virtual machine: %w", err)
 	}
-	m := Machine{
-		Object: Object{"VirtualMachineInstance", in.Metadata.Namespace, in.Metadata.Name}, UID: in.Metadata.UID,
-		Annotations: in.Metadata.Annotations, Labels: in.Metadata.Labels,
-	}
+	m := Machine{Object: Object{in.Kind, in.Metadata.Namespace, in.Metadata.Name}, UID: in.Metadata.UID, Annotations: in.Metadata.Annotations, Labels: in.Metadata.Labels}
 	if owner := metav1.GetControllerOf(&in.Metadata); owner != nil && owner.Kind == "VirtualMachine" {
 		m.Owner = owner.Name
 	}
-	for _, c := range in.Status.Conditions {
-		if c.Type == "Synchronized" && c.Status == corev1.ConditionFalse {
-			m.Refusal = c.Message
+	vmi := raw
+	if in.Kind == "VirtualMachine" {
+		template := in.Spec.Template
+		m.Own = map[string]string{}
+		maps.Copy(m.Own, m.Annotations)
+		maps.Copy(m.Own, m.Labels)
+		m.Annotations, m.Labels = template.Metadata.Annotations, template.Metadata.Labels
+		// As KubeVirt makes it.
+		var err error
+		if vmi, err = json.Marshal(map[string]any{"kind": "VirtualMachineInstance", "metadata": template.Metadata, "spec": template.Spec}); err != nil {
+			return Machine{}, fmt.Errorf("read virtual machine: %w", err)
+		}
+	} else {
+		for _, c := range in.Status.Conditions {
+			if c.Type == "Synchronized" && c.Status == corev1.ConditionFalse {
+				m.Refusal = c.Message
+			}
 		}
 	}
-	m.read(raw)
-	return m, nil
-}
-
-func readMachine(raw []byte) (Machine, error) {
-	var in struct {
-		Metadata metav1.ObjectMeta `json:"metadata"`
-		Spec     struct {
-			Template struct {
-				Metadata metav1.ObjectMeta `json:"metadata"`
-				Spec     json.RawMessage   `json:"spec"`
-			} `json:"template"`
-		} `json:"spec"`
-	}
-	if err := json.Unmarshal(raw, &in); err != nil {
-		return Machine{}, fmt.Errorf("read VirtualMachine: %w", err)
-	}
-	template := in.Spec.Template
-	m := Machine{
-		Object: Object{"VirtualMachine", in.Metadata.Namespace, in.Metadata.Name}, UID: in.Metadata.UID,
-		Annotations: template.Metadata.Annotations, Labels: template.Metadata.Labels, Own: map[string]string{},
-	}
-	for _, own := range []map[string]string{in.Metadata.Annotations, in.Metadata.Labels} {
-		for k, v := range own {
-			m.Own[k] = v
-		}
-	}
-	// As KubeVirt makes it.
-	vmi, err := json.Marshal(map[string]any{
-		"kind": "VirtualMachineInstance", "spec": template.Spec,
-		"metadata": metav1.ObjectMeta{Name: in.Metadata.Name, Annotations: template.Metadata.Annotations},
-	})
-	if err != nil {
-		return Machine{}, fmt.Errorf("read VirtualMachine: %w", err)
-	}
-	m.read(vmi)
-	return m, nil
-}
-
-func (m *Machine) read(vmi []byte) {
 	var err error
 	if m.VMI, err = mutate.ParseVMI(vmi); err != nil {
 		m.Unreadable = err.Error()
 	}
+	return m, nil
 }
