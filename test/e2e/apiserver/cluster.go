@@ -88,7 +88,7 @@ func start(dir, serverProgram, etcdProgram string, configure ...func(*Cluster, *
 			_ = c.Stop()
 		}
 	}()
-	c.program = sync.OnceValues(func() (string, error) { return build(dir) })
+	c.program = sync.OnceValues(func() (string, error) { return build(dir, "webhook") })
 	if c.authority, err = newAuthority(); err != nil {
 		return nil, err
 	}

@@ -58,7 +58,7 @@ func run(m *testing.M) (code int, err error) {
 		return 0, err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	program = sync.OnceValues(func() (string, error) { return build(dir) })
+	program = sync.OnceValues(func() (string, error) { return build(dir, "webhook") })
 	var group errgroup.Group
 	for _, s := range []struct {
 		place **site

@@ -78,18 +78,18 @@ func (c *Cluster) StartWebhook(ctx context.Context, values ...string) (*Webhook,
 	return w, c.awaitReview(ctx, WebhookName, probes, probePod(map[string]string{"meshvirt.io/inject": "true"}))
 }
 
-// build compiles cmd/webhook into the directory.
-func build(dir string) (string, error) {
+// build compiles a command of this repository, such as "webhook", into the directory.
+func build(dir, command string) (string, error) {
 	root, err := tools.Root()
 	if err != nil {
 		return "", err
 	}
-	program := filepath.Join(dir, "webhook")
-	cmd := exec.Command("go", "build", "-trimpath", "-o", program, "./cmd/webhook")
+	program := filepath.Join(dir, command)
+	cmd := exec.Command("go", "build", "-trimpath", "-o", program, "./cmd/"+command)
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build cmd/webhook: %w\n%s", err, out)
+		return "", fmt.Errorf("build cmd/%s: %w\n%s", command, err, out)
 	}
 	return program, nil
 }
