@@ -68,6 +68,10 @@ var faults = []fault{
 		c.EndpointSlices = nil
 		c.Configurations[0].Webhooks[0].FailurePolicy = &ignore
 	}),
+	one("slices of another Service", NoEndpoints, "", func(_ *testing.T, c *Cluster) { c.EndpointSlices[0].Labels = nil }),
+	{"a Service that leads elsewhere", func(_ *testing.T, c *Cluster) {
+		c.EndpointSlices, c.Services[0].Spec.Type = nil, corev1.ServiceTypeExternalName
+	}, nil, ""},
 	one("nobody ready", NoEndpoints, "", func(_ *testing.T, c *Cluster) { c.ready(false, false) }),
 	one("one ready", FewEndpoints, "1 of 2", func(_ *testing.T, c *Cluster) { c.ready(true, false) }),
 	one("the same pod in the slices of both families", FewEndpoints, "1 of 2", func(_ *testing.T, c *Cluster) {
@@ -80,9 +84,13 @@ var faults = []fault{
 	one("another data plane", DataPlaneRelease, "dataplane:9.9.9", func(_ *testing.T, c *Cluster) { c.argument("--data-plane-image=registry:5000/dataplane:9.9.9") }),
 	{"a data plane by digest", func(_ *testing.T, c *Cluster) { c.argument("--data-plane-image=dataplane:9.9.9@sha256:00") }, nil, ""},
 	one("a default mode for later servers", DefaultModeUnavailable, "tproxy", func(_ *testing.T, c *Cluster) {
-		c.Server = old
+		c.Server, c.Pods = old, nil
 		c.argument("--default-mode=tproxy")
 	}),
+	{"a default mode for later servers, and a pod that has what it needs", func(_ *testing.T, c *Cluster) {
+		c.Server = old
+		c.argument("--default-mode=tproxy")
+	}, nil, ""},
 
 	one("a level that refuses a pod", PodSecurity, "baseline", func(_ *testing.T, c *Cluster) { c.Namespaces[0].Labels[mutate.PodSecurity] = "baseline" }),
 	one("a level that refuses a machine's next pod", PodSecurity, "restricted", func(_ *testing.T, c *Cluster) {
@@ -92,10 +100,46 @@ var faults = []fault{
 		c.Namespaces[0].Labels[mutate.PodSecurity] = "restricted"
 		c.annotate("meshvirt.io/mode", "off")
 	}, nil, ""},
+	one("a level that refuses an ambient machine", PodSecurity, "", func(_ *testing.T, c *Cluster) {
+		c.Namespaces[0].Labels = map[string]string{mutate.PodSecurity: "baseline", "istio.io/dataplane-mode": "ambient"}
+		c.Pods = nil
+	}),
+	one("a level that refuses a machine, and nobody knows the injectors", PodSecurity, "", func(_ *testing.T, c *Cluster) {
+		c.Namespaces[0].Labels[mutate.PodSecurity], c.Pods = "baseline", nil
+		c.Unknown, c.Configurations = map[string]string{Configurations: ""}, nil
+	}),
+	{"a level that does not matter, as the machine the injector leaves alone", func(_ *testing.T, c *Cluster) {
+		c.Namespaces[0].Labels[mutate.PodSecurity], c.Pods = "restricted", nil
+		c.Configurations[1].Webhooks[0].ObjectSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"inject": "yes"}}
+	}, nil, ""},
+	{"a level that does not matter, as the machine wants no sidecar", func(_ *testing.T, c *Cluster) {
+		c.Namespaces[0].Labels[mutate.PodSecurity], c.Pods = "restricted", nil
+		c.machines(func(m *Machine) { m.Labels = map[string]string{"sidecar.istio.io/inject": "false"} })
+	}, nil, ""},
+	{"a level that does not matter, as the machine opted out by label", func(_ *testing.T, c *Cluster) {
+		c.Namespaces[0].Labels[mutate.PodSecurity], c.Pods = "restricted", nil
+		c.machines(func(m *Machine) { m.Labels = map[string]string{"meshvirt.io/inject": "false"} })
+	}, nil, ""},
+	{"a level that does not matter, as the machine is in a namespace that opted out", func(_ *testing.T, c *Cluster) {
+		c.Namespaces[0].Labels[mutate.PodSecurity], c.Pods = "restricted", nil
+		c.Namespaces[0].Labels["meshvirt.io/inject"] = "disabled"
+	}, nil, ""},
+	{"a level that does not matter, as the machine sends from a process", func(_ *testing.T, c *Cluster) {
+		c.Namespaces[0].Labels[mutate.PodSecurity], c.Pods = "restricted", nil
+		c.annotate("meshvirt.io/mode", "process")
+	}, nil, ""},
+	{"a level that does not matter, as the machine has another binding", func(_ *testing.T, c *Cluster) {
+		c.Namespaces[0].Labels[mutate.PodSecurity], c.Pods = "restricted", nil
+		c.machines(func(m *Machine) { m.VMI.Binding = mutate.BindingBridge })
+	}, nil, ""},
 	one("a namespace left out", NamespaceLeftOut, "", func(t *testing.T, c *Cluster) {
 		c.Configurations[0].Webhooks[0].NamespaceSelector.MatchLabels = map[string]string{"vms": "yes"}
 		c.undo(t)
 	}),
+	{"a namespace left out, and not in the mesh", func(_ *testing.T, c *Cluster) {
+		c.Configurations[0].Webhooks[0].NamespaceSelector.MatchLabels = map[string]string{"vms": "yes"}
+		c.Namespaces[0].Labels, c.Pods = nil, nil
+	}, nil, ""},
 	{"a namespace that opted out", func(t *testing.T, c *Cluster) {
 		c.Namespaces[0].Labels["meshvirt.io/inject"] = "disabled"
 		c.undo(t)
@@ -119,6 +163,21 @@ var faults = []fault{
 		c.Server, c.Pods, c.Instances = old, nil, nil
 		c.annotate("meshvirt.io/watch", "true")
 	}),
+	{"a mode for later servers without a mesh", func(_ *testing.T, c *Cluster) {
+		c.annotate("meshvirt.io/mode", "nat-proxy")
+		c.Server, c.Pods, c.Namespaces[0].Labels = old, nil, nil
+	}, nil, ""},
+	{"a mode for later servers in a pod", func(t *testing.T, c *Cluster) {
+		c.Pods = nil
+		c.addFile(t, vm+"injected-1.31.0-rc.0-classic.yaml")
+		c.Pods[0].Status.Phase = corev1.PodRunning
+		c.adapt(t)
+		for i := range c.Pods[0].Spec.InitContainers {
+			c.Pods[0].Spec.InitContainers[i].RestartPolicy = nil
+		}
+		c.annotate("meshvirt.io/mode", "nat-proxy")
+		c.Server = old
+	}, []Code{ModeUnavailable, NextRefused}, "mode nat-proxy"},
 	one("a pod refused by us", Refused, "denied", func(_ *testing.T, c *Cluster) {
 		c.Instances[0].Refusal = `failed to create virtual machine pod: admission webhook "inject.meshvirt.io" denied the request`
 	}),
@@ -128,6 +187,11 @@ var faults = []fault{
 	{"a pod refused by others", func(_ *testing.T, c *Cluster) { c.Instances[0].Refusal = "exceeded quota" }, nil, ""},
 
 	one("a pod past us", NotAdapted, "mesh (istio)", func(t *testing.T, c *Cluster) { c.undo(t) }),
+	one("a pod past us, and nobody knows its namespace", NotAdapted, "", func(t *testing.T, c *Cluster) {
+		c.Unknown, c.Namespaces = map[string]string{Namespaces: ""}, nil
+		c.Configurations[0].Webhooks[0].NamespaceSelector.MatchLabels = map[string]string{"vms": "yes"}
+		c.undo(t)
+	}),
 	{"a pod past us that ends", func(t *testing.T, c *Cluster) {
 		c.undo(t)
 		c.Pods[0].Status.Phase = corev1.PodSucceeded
@@ -151,6 +215,7 @@ var faults = []fault{
 	}),
 	one("a record that somebody changed", UndoUnreadable, "meshvirt.io/undo", func(_ *testing.T, c *Cluster) { c.Pods[0].Annotations["meshvirt.io/undo"] = "{" }),
 	one("a mode for another mesh", NextRefused, "mode ambient is for pods of an ambient mesh", func(_ *testing.T, c *Cluster) { c.annotate("meshvirt.io/mode", "ambient") }),
+	{"an annotation that the next pod will not have", func(_ *testing.T, c *Cluster) { c.Pods[0].Annotations["meshvirt.io/mode"] = "ambient" }, nil, ""},
 	one("a limit of the mesh", KnownIssue, "in mode native KubeVirt forwards inbound port 22", func(t *testing.T, c *Cluster) {
 		c.annotate("meshvirt.io/mode", "native")
 		c.adapt(t)
@@ -264,6 +329,12 @@ func TestSummary(t *testing.T) {
 }
 
 func (c *Cluster) bundle(b []byte) { c.Configurations[0].Webhooks[0].ClientConfig.CABundle = b }
+
+// machines changes the VirtualMachine and its VMI.
+func (c *Cluster) machines(change func(*Machine)) {
+	change(&c.Machines[0])
+	change(&c.Instances[0])
+}
 
 func (c *Cluster) argument(arg string) {
 	container := &c.Deployments[0].Spec.Template.Spec.Containers[0]

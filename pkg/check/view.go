@@ -68,7 +68,10 @@ func look(c *Cluster) *view {
 			}
 		}
 	}
-	v.oldServer = c.Server != nil && mutate.NoNativeSidecars(c.Server.Major, c.Server.Minor)
+	// By a feature gate 1.28 knows them too: then some pod may have one.
+	v.oldServer = c.Server != nil && mutate.NoNativeSidecars(c.Server.Major, c.Server.Minor) && !slices.ContainsFunc(c.Pods, func(pod corev1.Pod) bool {
+		return slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.RestartPolicy != nil })
+	})
 	v.findDeployment()
 	for i := range c.Namespaces {
 		v.namespaces[c.Namespaces[i].Name] = c.Namespaces[i].Labels

@@ -167,9 +167,12 @@ func TestShow(t *testing.T) {
 			commands++
 			out := run(strings.ReplaceAll(line, "vmi NAME", "vmi -n "+vms+" vm-shown"))
 			t.Logf("%s\n%s", line, out)
+			if strings.Contains(line, "meshvirt check") && !strings.HasPrefix(out, "All is well: MeshVirt") {
+				t.Errorf("%s\n%s", line, out)
+			}
 		}
 	}
-	if commands < 4 {
+	if commands < 5 {
 		t.Errorf("helm's notes have %d commands\n%s", commands, notes)
 	}
 

@@ -49,12 +49,12 @@ spec:
 // kubeVirt makes what virtual machines need: KubeVirt's API and a namespace that Istio injects.
 func kubeVirt(t *testing.T, c *Cluster) {
 	t.Helper()
-	crd := &unstructured.Unstructured{}
-	if err := yaml.Unmarshal([]byte(vmiCRD), &crd.Object); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Client.Create(t.Context(), crd); client.IgnoreAlreadyExists(err) != nil {
-		t.Fatal(err)
+	for _, text := range []string{vmiCRD, strings.NewReplacer("Instance", "", "instance", "", "[vmi]", "[vm]").Replace(vmiCRD)} {
+		crd := &unstructured.Unstructured{}
+		do(t, yaml.Unmarshal([]byte(text), &crd.Object))
+		if err := c.Client.Create(t.Context(), crd); client.IgnoreAlreadyExists(err) != nil {
+			t.Fatal(err)
+		}
 	}
 	do(t, c.Namespace(t.Context(), vms, apiserver.Injecting))
 	root := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: vms, Name: "istio-ca-root-cert"}, Data: map[string]string{"root-cert.pem": "nobody reads it"}}
@@ -66,8 +66,8 @@ func kubeVirt(t *testing.T, c *Cluster) {
 	injector.Use(vms, recording)
 }
 
-// launcher makes a VMI, and gives the virt-launcher pod that virt-controller would create for it, with more
-// annotations. Unlike the recorded one it has no volumes from images, which containerd 1.6 does not
+// launcher makes a VMI with more annotations, and gives the virt-launcher pod that virt-controller would create for it,
+// which copies them. Unlike the recorded one it has no volumes from images, which containerd 1.6 does not
 // know, and so not the container that waits in one.
 func launcher(t *testing.T, c *Cluster, name string, more map[string]string) *corev1.Pod {
 	t.Helper()
@@ -82,6 +82,9 @@ func launcher(t *testing.T, c *Cluster, name string, more map[string]string) *co
 	vmi.SetName(name)
 	vmi.SetUID("")
 	vmi.SetFinalizers(nil)
+	annotations := vmi.GetAnnotations()
+	maps.Copy(annotations, more)
+	vmi.SetAnnotations(annotations)
 	await1(t, "VMI "+name+" is made", func() bool { // the API server may not serve them at once
 		err := c.Client.Create(ctx, vmi)
 		return client.IgnoreAlreadyExists(err) == nil
