@@ -37,7 +37,9 @@ uses, and every code. The exit code is 1 with an error (or, by --fail-on, a warn
 			if !slices.Contains(check.Severities, check.Severity(failOn)) {
 				return fmt.Errorf("--fail-on is %q, want one of %v", failOn, check.Severities)
 			}
-			cluster, scope, err := &check.Cluster{}, "the manifests", error(nil)
+			var cluster *check.Cluster
+			var err error
+			scope := "the manifests"
 			if file != "" {
 				cluster, err = readManifests(file, c.InOrStdin())
 			} else {

@@ -2,6 +2,8 @@ package main
 
 import (
 	"encoding/json"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -94,6 +96,8 @@ func TestCheckErrors(t *testing.T) {
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	silent := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	defer silent.Close()
 	for name, c := range map[string]struct {
 		in   string
 		args []string
@@ -106,6 +110,7 @@ func TestCheckErrors(t *testing.T) {
 		"a severity":         {"", []string{"--fail-on", "info", "-f", "-"}, "want one of [error warning]"},
 		"no kubeconfig":      {"", []string{"--kubeconfig", empty + "-not"}, "no such file"},
 		"nothing said":       {"", []string{"--kubeconfig", empty}, "check manifests by -f"},
+		"no answer":          {"", []string{"--kubeconfig", empty, "--server", silent.URL, "--request-timeout", "100ms"}, "Client.Timeout exceeded"},
 		"no cluster":         {"", []string{"--kubeconfig", empty, "--server", "https://127.0.0.1:1"}, "ask the API server at https://127.0.0.1:1 for its version"},
 	} {
 		t.Run(name, func(t *testing.T) {

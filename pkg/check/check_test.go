@@ -307,7 +307,7 @@ func TestOrder(t *testing.T) {
 
 func TestSummary(t *testing.T) {
 	c := well(t)
-	if got := Run(c).Summary.String(); got != "1 virtual machine (1 rules)" || Run(c).Release != "0.1.0" {
+	if got := Run(c).String(); got != "1 virtual machine (1 rules)" || Run(c).Release != "0.1.0" {
 		t.Errorf("%q, release %q", got, Run(c).Release)
 	}
 	// A migration: the target's pod is new, and past us.
@@ -316,14 +316,14 @@ func TestSummary(t *testing.T) {
 	target.CreationTimestamp = metav1.NewTime(now)
 	c.Pods = append(c.Pods, target)
 	c.Machines = append(c.Machines, Machine{Object: Object{"VirtualMachine", here, "stopped"}})
-	if got := Run(c).Summary.String(); got != "2 virtual machines (1 not running, 1 off)" {
+	if got := Run(c).String(); got != "2 virtual machines (1 not running, 1 off)" {
 		t.Errorf("%q", got)
 	}
 	slices.Reverse(c.Pods)
-	if got := Run(c).Summary.String(); got != "2 virtual machines (1 not running, 1 off)" {
+	if got := Run(c).String(); got != "2 virtual machines (1 not running, 1 off)" {
 		t.Errorf("in another order %q", got)
 	}
-	if got := Run(&Cluster{}).Summary.String(); got != "no virtual machines" {
+	if got := Run(&Cluster{}).String(); got != "no virtual machines" {
 		t.Errorf("%q", got)
 	}
 }
