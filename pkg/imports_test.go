@@ -33,18 +33,18 @@ var arrows = []struct {
 		"a command line is strings; what they mean for a pod is the mesh's",
 	},
 	{
-		[]string{"pkg/annotations", "pkg/cmdline", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/check", "pkg/admit", "cmd/webhook"},
+		[]string{"pkg/annotations", "pkg/cmdline", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/inventory", "pkg/check", "pkg/admit", "cmd/webhook"},
 		[]string{module + "pkg/bridge", module + "pkg/nft", module + "pkg/rules", module + "pkg/keeper", module + "pkg/resolv", module + "pkg/dns", module + "pkg/proxy", module + "pkg/sockopt", "github.com/google/nftables", "github.com/vishvananda/netlink"},
 		"the webhook decides and the data plane acts; pkg/plan is all that they share",
 	},
 	{
-		[]string{"pkg/annotations", "pkg/cmdline", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/check"},
+		[]string{"pkg/annotations", "pkg/cmdline", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/inventory", "pkg/check"},
 		[]string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime", module + "pkg/admit"},
 		"adaptation and checks do no I/O, so that the command line and tests run them without a cluster",
 	},
 	{
 		[]string{"pkg/annotations", "pkg/cmdline", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/admit", "cmd/webhook"},
-		[]string{module + "pkg/check"},
+		[]string{module + "pkg/inventory", module + "pkg/check"},
 		"checks look at admission from outside",
 	},
 	{

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/meshvirt/meshvirt/pkg/check"
+	"github.com/meshvirt/meshvirt/pkg/inventory"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
@@ -37,7 +38,7 @@ uses, and every code. The exit code is 1 with an error (or, by --fail-on, a warn
 			if !slices.Contains(check.Severities, check.Severity(failOn)) {
 				return fmt.Errorf("--fail-on is %q, want one of %v", failOn, check.Severities)
 			}
-			var cluster *check.Cluster
+			var cluster *inventory.Cluster
 			var err error
 			scope := "the manifests"
 			if file != "" {
@@ -72,7 +73,7 @@ uses, and every code. The exit code is 1 with an error (or, by --fail-on, a warn
 }
 
 // readManifests reads what a file has of virtual machines, without a cluster.
-func readManifests(file string, in io.Reader) (*check.Cluster, error) {
+func readManifests(file string, in io.Reader) (*inventory.Cluster, error) {
 	b, err := read(file, in)
 	if err != nil {
 		return nil, err
@@ -82,7 +83,7 @@ func readManifests(file string, in io.Reader) (*check.Cluster, error) {
 		return nil, err
 	}
 	// Of the installation there is nothing to be seen.
-	cluster := &check.Cluster{Now: time.Now(), Unknown: map[string]string{check.Configurations: "", check.Services: "", check.EndpointSlices: "", check.Deployments: ""}}
+	cluster := &inventory.Cluster{Now: time.Now(), Unknown: map[string]string{inventory.Configurations: "", inventory.Services: "", inventory.EndpointSlices: "", inventory.Deployments: ""}}
 	var errs []error
 	for n, doc := range docs {
 		if err := cluster.Add(doc.JSON); err != nil {

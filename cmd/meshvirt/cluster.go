@@ -20,7 +20,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/pager"
 
-	"github.com/meshvirt/meshvirt/pkg/check"
+	"github.com/meshvirt/meshvirt/pkg/inventory"
 )
 
 // requestTimeout bounds each request unless the user says otherwise.
@@ -75,7 +75,7 @@ func (s *source) namespaces(ctx context.Context) (names []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	list, err := client.Resource(byName(check.Namespaces).GroupVersionResource).List(ctx, metav1.ListOptions{})
+	list, err := client.Resource(byName(inventory.Namespaces).GroupVersionResource).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, err
 	}
@@ -85,19 +85,19 @@ func (s *source) namespaces(ctx context.Context) (names []string, err error) {
 	return names, nil
 }
 
-func byName(name string) check.Resource {
-	return check.Resources[slices.IndexFunc(check.Resources, func(r check.Resource) bool { return r.Resource == name })]
+func byName(name string) inventory.Resource {
+	return inventory.Resources[slices.IndexFunc(inventory.Resources, func(r inventory.Resource) bool { return r.Resource == name })]
 }
 
-// reader reads into a check.Cluster, and remembers there what it could not read.
+// reader reads into a inventory.Cluster, and remembers there what it could not read.
 type reader struct {
-	*check.Cluster
+	*inventory.Cluster
 	client dynamic.Interface
 }
 
 // read gives the cluster, and says in words which virtual machines of it. An error means that there is no such cluster,
 // or that it does not know the user.
-func (s *source) read(ctx context.Context, all bool) (*check.Cluster, string, error) {
+func (s *source) read(ctx context.Context, all bool) (*inventory.Cluster, string, error) {
 	config, client, err := s.client()
 	if err != nil {
 		return nil, "", err
@@ -106,7 +106,7 @@ func (s *source) read(ctx context.Context, all bool) (*check.Cluster, string, er
 	if err != nil {
 		return nil, "", err
 	}
-	r := reader{&check.Cluster{Now: time.Now(), Unknown: map[string]string{}}, client}
+	r := reader{&inventory.Cluster{Now: time.Now(), Unknown: map[string]string{}}, client}
 	d, err := discovery.NewDiscoveryClientForConfig(config)
 	if err != nil {
 		return nil, "", err
@@ -118,36 +118,36 @@ func (s *source) read(ctx context.Context, all bool) (*check.Cluster, string, er
 	scope := "all namespaces"
 	if all {
 		namespace = metav1.NamespaceAll
-		r.list(ctx, check.Namespaces, "", metav1.ListOptions{})
+		r.list(ctx, inventory.Namespaces, "", metav1.ListOptions{})
 	} else {
 		scope = "namespace " + namespace
-		if err := r.get(ctx, check.Namespaces, "", namespace); err != nil {
+		if err := r.get(ctx, inventory.Namespaces, "", namespace); err != nil {
 			return nil, "", err
 		}
 	}
-	r.list(ctx, check.Machines, namespace, metav1.ListOptions{})
-	r.list(ctx, check.Instances, namespace, metav1.ListOptions{})
+	r.list(ctx, inventory.Machines, namespace, metav1.ListOptions{})
+	r.list(ctx, inventory.Instances, namespace, metav1.ListOptions{})
 	for _, labels := range []string{"kubevirt.io=virt-launcher", "kubevirt.io!=virt-launcher,meshvirt.io/inject=true"} {
-		r.list(ctx, check.Pods, namespace, metav1.ListOptions{LabelSelector: labels})
+		r.list(ctx, inventory.Pods, namespace, metav1.ListOptions{LabelSelector: labels})
 	}
 	return r.Cluster, scope, nil
 }
 
 // installation reads what MeshVirt's configurations lead to.
 func (r reader) installation(ctx context.Context) {
-	r.list(ctx, check.Configurations, "", metav1.ListOptions{})
+	r.list(ctx, inventory.Configurations, "", metav1.ListOptions{})
 	services := r.Ours()
 	if len(services) == 0 { // nobody knows where to look
-		for _, name := range []string{check.Services, check.EndpointSlices, check.Deployments} {
+		for _, name := range []string{inventory.Services, inventory.EndpointSlices, inventory.Deployments} {
 			r.Unknown[name] = ""
 		}
 	}
 	for _, s := range services {
-		if err := r.get(ctx, check.Services, s.Namespace, s.Name); err != nil && !apierrors.IsNotFound(err) {
-			r.Unknown[check.Services] = err.Error()
+		if err := r.get(ctx, inventory.Services, s.Namespace, s.Name); err != nil && !apierrors.IsNotFound(err) {
+			r.Unknown[inventory.Services] = err.Error()
 		}
-		r.list(ctx, check.EndpointSlices, s.Namespace, metav1.ListOptions{LabelSelector: "kubernetes.io/service-name=" + s.Name})
-		r.list(ctx, check.Deployments, s.Namespace, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=meshvirt"})
+		r.list(ctx, inventory.EndpointSlices, s.Namespace, metav1.ListOptions{LabelSelector: "kubernetes.io/service-name=" + s.Name})
+		r.list(ctx, inventory.Deployments, s.Namespace, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=meshvirt"})
 	}
 }
 
@@ -170,7 +170,7 @@ func (r reader) list(ctx context.Context, resource, namespace string, o metav1.L
 	pages := pager.New(func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return client.List(ctx, o) })
 	switch err := pages.EachListItem(ctx, o, r.add); {
 	case err == nil:
-	case resource == check.Machines || resource == check.Instances:
+	case resource == inventory.Machines || resource == inventory.Instances:
 		// What the API server says of a path that nobody serves is no Status.
 		if apierrors.IsNotFound(err) && apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse) {
 			r.NoKubeVirt, r.Unknown[resource] = true, ""

@@ -23,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/version"
 	"sigs.k8s.io/yaml"
 
+	"github.com/meshvirt/meshvirt/pkg/inventory"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
@@ -35,11 +36,14 @@ const (
 
 var now = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
+// world is a cluster that tests break.
+type world struct{ *inventory.Cluster }
+
 // well is a cluster with nothing wrong in it: the chart as it is rendered, and a recorded virtual machine whose pod
 // was adapted.
-func well(t *testing.T) *Cluster {
+func well(t *testing.T) world {
 	t.Helper()
-	c := &Cluster{Now: now, Server: &version.Info{Major: "1", Minor: "37", GitVersion: "v1.37.1"}}
+	c := world{&inventory.Cluster{Now: now, Server: &version.Info{Major: "1", Minor: "37", GitVersion: "v1.37.1"}}}
 	c.addFile(t, chart)
 	ours := &c.Configurations[0].Webhooks[0]
 	ours.ClientConfig.CABundle = authority(t, now.AddDate(-1, 0, 0), now.AddDate(1, 0, 0))
@@ -59,8 +63,9 @@ func well(t *testing.T) *Cluster {
 	c.EndpointSlices = []discovery.EndpointSlice{slice}
 	c.Namespaces = []corev1.Namespace{{ObjectMeta: metav1.ObjectMeta{Name: here, Labels: map[string]string{"istio-injection": "enabled"}}}}
 	c.addFile(t, vm+"vmi.yaml")
-	c.Machines = []Machine{{
-		Object: Object{"VirtualMachine", here, c.Instances[0].Name}, Annotations: c.Instances[0].Annotations, Own: map[string]string{}, VMI: c.Instances[0].VMI,
+	c.Machines = []inventory.Machine{{
+		Object:      inventory.Object{Kind: "VirtualMachine", Namespace: here, Name: c.Instances[0].Name},
+		Annotations: c.Instances[0].Annotations, Own: map[string]string{}, VMI: c.Instances[0].VMI,
 	}}
 	c.Instances[0].Owner = c.Machines[0].Name
 	c.addFile(t, vm+"injected-1.31.0-rc.0-native.yaml")
@@ -70,7 +75,7 @@ func well(t *testing.T) *Cluster {
 	return c
 }
 
-func (c *Cluster) addFile(t *testing.T, file string) {
+func (c world) addFile(t *testing.T, file string) {
 	t.Helper()
 	b, err := os.ReadFile(file)
 	if err != nil {
@@ -97,7 +102,7 @@ func (c *Cluster) addFile(t *testing.T, file string) {
 }
 
 // adapt gives the pod as the webhook makes it, with its containers as they should be.
-func (c *Cluster) adapt(t *testing.T) {
+func (c world) adapt(t *testing.T) {
 	t.Helper()
 	before, _, err := mutate.Undo(&c.Pods[0])
 	if err != nil {
@@ -119,14 +124,14 @@ func (c *Cluster) adapt(t *testing.T) {
 }
 
 // relayed gives the virtual machine a relay.
-func (c *Cluster) relayed(t *testing.T) {
+func (c world) relayed(t *testing.T) {
 	t.Helper()
 	c.annotate("meshvirt.io/mode", "nat-proxy")
 	c.adapt(t)
 }
 
 // annotate sets what the user of the virtual machine sets in its template.
-func (c *Cluster) annotate(key, value string) {
+func (c world) annotate(key, value string) {
 	if len(c.Instances) > 0 {
 		c.Instances[0].VMI.Annotations = c.Machines[0].Annotations
 	}
@@ -134,7 +139,7 @@ func (c *Cluster) annotate(key, value string) {
 }
 
 // status is that of our container in the pod.
-func (c *Cluster) status(t *testing.T, name string) *corev1.ContainerStatus {
+func (c world) status(t *testing.T, name string) *corev1.ContainerStatus {
 	t.Helper()
 	for i := range c.Pods[0].Status.InitContainerStatuses {
 		if s := &c.Pods[0].Status.InitContainerStatuses[i]; s.Name == name {

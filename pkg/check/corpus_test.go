@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/meshvirt/meshvirt/pkg/inventory"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
@@ -24,7 +25,7 @@ func TestCorpus(t *testing.T) {
 	}
 	adapted := 0
 	for _, file := range files {
-		c := &Cluster{Now: now, Unknown: map[string]string{Configurations: ""}}
+		c := world{&inventory.Cluster{Now: now, Unknown: map[string]string{inventory.Configurations: ""}}}
 		c.addFile(t, filepath.Join(filepath.Dir(file), "vmi.yaml"))
 		pod := &corev1.Pod{}
 		b, err := os.ReadFile(file)
@@ -38,7 +39,7 @@ func TestCorpus(t *testing.T) {
 		codes := func(pod *corev1.Pod) (codes []Code, said []string) {
 			c.Pods = []corev1.Pod{*pod}
 			c.Pods[0].Status.Phase = corev1.PodRunning
-			for _, f := range Run(c).Findings {
+			for _, f := range Run(c.Cluster).Findings {
 				codes = append(codes, f.Code)
 				said = append(said, f.Message)
 				if f.Code == KnownIssue {

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/meshvirt/meshvirt/pkg/inventory"
 )
 
 var update = flag.Bool("update", false, "write the tables of docs/check.md")
@@ -87,7 +89,7 @@ func codeTable(t *testing.T) string {
 func role() string {
 	var b strings.Builder
 	b.WriteString("```yaml\napiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata:\n  name: meshvirt-check\nrules:\n")
-	for _, r := range Resources {
+	for _, r := range inventory.Resources {
 		fmt.Fprintf(&b, "  - apiGroups: [%q]\n    resources: [%s]\n    verbs: [get, list] # %s\n", r.Group, r.Resource, r.Why)
 	}
 	b.WriteString("```\n")

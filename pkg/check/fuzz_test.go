@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"sigs.k8s.io/yaml"
+
+	"github.com/meshvirt/meshvirt/pkg/inventory"
 )
 
 // Whatever is in a manifest, reading and judging it ends, and each finding is whole.
@@ -28,7 +30,7 @@ func FuzzManifest(f *testing.F) {
 	f.Add([]byte(`{"kind":"PodList","items":[{"kind":"Pod","status":{"phase":"Running","initContainerStatuses":[{"name":"meshvirt-proxy","state":{"waiting":{"reason":"x"}}}]}}]}`))
 	f.Add([]byte(`{"kind":"MutatingWebhookConfiguration","webhooks":[{"name":"inject.meshvirt.io","clientConfig":{"caBundle":"LQ=="},"namespaceSelector":{"matchExpressions":[{"operator":"?"}]}}]}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		c := &Cluster{Now: now}
+		c := &inventory.Cluster{Now: now}
 		if err := c.Add(raw); err != nil {
 			return
 		}

@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
 
+	"github.com/meshvirt/meshvirt/pkg/inventory"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
@@ -25,16 +26,16 @@ const istioInjector = "sidecar-injector.istio.io"
 var injectors = []string{istioInjector, "linkerd-proxy-injector.linkerd.io", "kuma-injector.kuma.io", "connect-injector.consul.hashicorp.com"}
 
 func unreadable(v *view) (all []Finding) {
-	for _, r := range Resources {
+	for _, r := range inventory.Resources {
 		reason := v.Unknown[r.Resource]
 		if reason == "" {
 			continue
 		}
-		all = append(all, finding(CannotTell, Object{Kind: r.Kind}, fmt.Sprintf("%s; not checked: %s", reason, r.Why),
+		all = append(all, finding(CannotTell, inventory.Object{Kind: r.Kind}, fmt.Sprintf("%s; not checked: %s", reason, r.Why),
 			"Ask for the rights that docs/check.md lists."))
 	}
 	if v.NoKubeVirt {
-		all = append(all, finding(NoKubeVirt, Object{Kind: "VirtualMachineInstance"}, "the API server does not serve kubevirt.io/v1: there are no virtual machines",
+		all = append(all, finding(NoKubeVirt, inventory.Object{Kind: "VirtualMachineInstance"}, "the API server does not serve kubevirt.io/v1: there are no virtual machines",
 			"Install KubeVirt; MeshVirt will see it."))
 	}
 	return all
@@ -42,13 +43,13 @@ func unreadable(v *view) (all []Finding) {
 
 func installed(v *view) []Finding {
 	if len(v.ours) == 0 {
-		return []Finding{finding(NotInstalled, Object{Kind: "MutatingWebhookConfiguration"},
-			"none has the webhook "+WebhookName+": virtual machines start as the mesh alone makes them", "Install MeshVirt, see docs/install.md.")}
+		return []Finding{finding(NotInstalled, inventory.Object{Kind: "MutatingWebhookConfiguration"},
+			"none has the webhook "+inventory.WebhookName+": virtual machines start as the mesh alone makes them", "Install MeshVirt, see docs/install.md.")}
 	}
 	var all []Finding
 	for _, w := range v.ours[1:] {
 		all = append(all, finding(InstalledTwice, w.object,
-			fmt.Sprintf("%s has the webhook %s as well: pods are adapted by both, and do not start while either does not answer", v.ours[0].object.Name, WebhookName),
+			fmt.Sprintf("%s has the webhook %s as well: pods are adapted by both, and do not start while either does not answer", v.ours[0].object.Name, inventory.WebhookName),
 			"MeshVirt is one per cluster: delete the configuration that no helm release of yours owns (the chart's is meshvirt-webhook)."))
 	}
 	return all
@@ -129,7 +130,7 @@ func endpoints(v *view) (all []Finding) {
 		if ref == nil {
 			continue
 		}
-		object := Object{"Service", ref.Namespace, ref.Name}
+		object := inventory.Object{Kind: "Service", Namespace: ref.Namespace, Name: ref.Name}
 		service := v.service(w)
 		if service == nil {
 			all = append(all, finding(ServiceMissing, object, "it does not exist, and "+w.object.Name+" names it: "+w.unanswered(), "Upgrade by helm, see docs/install.md."))
@@ -154,7 +155,7 @@ func endpoints(v *view) (all []Finding) {
 }
 
 // ready counts pods, which may be in the slices of both families.
-func (v *view) ready(service Object) int {
+func (v *view) ready(service inventory.Object) int {
 	found := map[string]bool{}
 	for _, s := range v.EndpointSlices {
 		if s.Namespace != service.Namespace || s.Labels[discovery.LabelServiceName] != service.Name {
@@ -178,7 +179,7 @@ func releases(v *view) (all []Finding) {
 	if v.deployment == nil {
 		return nil
 	}
-	object := Object{"Deployment", v.deployment.Namespace, v.deployment.Name}
+	object := inventory.Object{Kind: "Deployment", Namespace: v.deployment.Namespace, Name: v.deployment.Name}
 	if v.release != "" && v.release != plan.Release {
 		all = append(all, finding(PluginRelease, object, fmt.Sprintf("its release is %s, and that of this command %s: what it says of pods is by its own", v.release, plan.Release),
 			"Use kubectl-meshvirt of release "+v.release+"."))

@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/inventory"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
@@ -16,7 +17,7 @@ import (
 // namespaces looks at those with virtual machines.
 func namespaces(v *view) (all []Finding) {
 	for _, ns := range v.Namespaces {
-		object := Object{Kind: "Namespace", Name: ns.Name}
+		object := inventory.Object{Kind: "Namespace", Name: ns.Name}
 		var adapted, ruled int // how many want to be, and how many of these have our container that writes rules
 		for _, m := range slices.Concat(v.Machines, v.Instances) {
 			if m.Namespace == ns.Name && v.injects(m) && !v.optedOut(m) {
@@ -52,14 +53,14 @@ func namespaces(v *view) (all []Finding) {
 }
 
 // ruled reports whether the machine, which is to be adapted, gets the container that writes rules.
-func (v *view) ruled(m Machine) bool {
+func (v *view) ruled(m inventory.Machine) bool {
 	parsed, _, _ := annotations.Parse(m.Annotations, nil)
 	return parsed.Mode != plan.Process && (len(parsed.Interfaces) > 0 || m.VMI != nil && m.VMI.Binding == mutate.BindingMasquerade)
 }
 
 // settings looks at what users set, before a pod is made of it.
 func settings(v *view) (all []Finding) {
-	templates := map[string]Machine{}
+	templates := map[string]inventory.Machine{}
 	for _, m := range v.Machines {
 		templates[m.Namespace+"/"+m.Name] = m
 		all = append(all, misplaced(m)...)
@@ -79,7 +80,7 @@ func without(all, told map[string]string) map[string]string {
 	return rest
 }
 
-func misplaced(m Machine) (all []Finding) {
+func misplaced(m inventory.Machine) (all []Finding) {
 	for _, key := range slices.Sorted(maps.Keys(m.Own)) {
 		if strings.HasPrefix(key, annotations.Domain) && m.Annotations[key] != m.Own[key] && m.Labels[key] != m.Own[key] {
 			all = append(all, finding(NoEffect, m.Object, fmt.Sprintf("metadata has %s, where it has no effect: KubeVirt gives the pod what is in spec.template.metadata", key),
@@ -89,7 +90,7 @@ func misplaced(m Machine) (all []Finding) {
 	return all
 }
 
-func (v *view) parse(m Machine, set, labels map[string]string, path *field.Path) (all []Finding) {
+func (v *view) parse(m inventory.Machine, set, labels map[string]string, path *field.Path) (all []Finding) {
 	parsed, warnings, errs := annotations.Parse(set, path.Child("annotations"))
 	for _, err := range errs {
 		all = append(all, finding(InvalidAnnotation, m.Object, err.Error(), "Set such a value, or remove the annotation (docs/annotations.md); until then the pod is refused."))
@@ -121,9 +122,9 @@ func refusals(v *view) (all []Finding) {
 		switch {
 		case strings.Contains(m.Refusal, "violates PodSecurity") && strings.Contains(m.Refusal, `"meshvirt-`):
 			fix = fmt.Sprintf("Label the namespace %s=privileged, or set %s: off.", mutate.PodSecurity, annotations.Mode)
-		case strings.Contains(m.Refusal, "failed calling webhook") && strings.Contains(m.Refusal, WebhookName):
+		case strings.Contains(m.Refusal, "failed calling webhook") && strings.Contains(m.Refusal, inventory.WebhookName):
 			fix = "The webhook did not answer: see what is said here of its Service and its configuration; KubeVirt tries again."
-		case strings.Contains(m.Refusal, WebhookName):
+		case strings.Contains(m.Refusal, inventory.WebhookName):
 			fix = "Correct what the message names; KubeVirt tries again."
 		default:
 			continue

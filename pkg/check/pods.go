@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/inventory"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
@@ -26,7 +27,7 @@ func leftAlone(v *view) (all []Finding) {
 			continue
 		}
 		switch r := l.report; {
-		case r.Mode != plan.Off && len(v.ours) == 0 && !v.unknown(Configurations), !v.called(l.pod.Namespace):
+		case r.Mode != plan.Off && len(v.ours) == 0 && !v.unknown(inventory.Configurations), !v.called(l.pod.Namespace):
 			// Said once, of the installation or of the namespace.
 		case r.Mode != plan.Off:
 			all = append(all, finding(NotAdapted, l.object, fmt.Sprintf("it is in a mesh (%s), but not adapted: it started before MeshVirt, or while the webhook did not answer. The guest's traffic is as the mesh alone leaves it", r.Mesh), l.restart()))

@@ -14,39 +14,37 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/inventory"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
 
-// WebhookName is that of the chart's webhook; whatever configuration has it is MeshVirt's.
-const WebhookName = "inject.meshvirt.io"
-
 // webhook is one of MeshVirt's, in its configuration.
 type webhook struct {
-	object  Object
+	object  inventory.Object
 	webhook *admissionregistration.MutatingWebhook
 }
 
 // view is a cluster, and what several checks need to have found in it.
 type view struct {
-	*Cluster
+	*inventory.Cluster
 	ours       []webhook
 	deployment *appsv1.Deployment           // of the webhook; nil if it was not found
 	release    string                       // of the webhook; empty if it is not known
 	config     mutate.Config                // of the webhook
 	oldServer  bool                         // without native sidecars
 	namespaces map[string]map[string]string // labels by name
-	instances  map[types.UID]*Machine
+	instances  map[types.UID]*inventory.Machine
 	launchers  []launcher
 }
 
 // launcher is a pod that lives.
 type launcher struct {
 	pod    *corev1.Pod
-	object Object
-	vmi    *Machine      // nil if it is not known
-	status mutate.Status // zero if the pod is not adapted
+	object inventory.Object
+	vmi    *inventory.Machine // nil if it is not known
+	status mutate.Status      // zero if the pod is not adapted
 	// What admission would make of the pod now, as it was before us.
 	report mutate.Report
 	errs   field.ErrorList
@@ -58,13 +56,13 @@ func (v *view) unknown(resource string) bool {
 	return ok
 }
 
-func look(c *Cluster) *view {
-	v := &view{Cluster: c, namespaces: map[string]map[string]string{}, instances: map[types.UID]*Machine{}, config: mutate.Config{Image: templates.Image{Name: templates.DefaultImage}}}
+func look(c *inventory.Cluster) *view {
+	v := &view{Cluster: c, namespaces: map[string]map[string]string{}, instances: map[types.UID]*inventory.Machine{}, config: mutate.Config{Image: templates.Image{Name: templates.DefaultImage}}}
 	for i := range c.Configurations {
 		configuration := &c.Configurations[i]
 		for j := range configuration.Webhooks {
-			if w := &configuration.Webhooks[j]; w.Name == WebhookName {
-				v.ours = append(v.ours, webhook{Object{Kind: "MutatingWebhookConfiguration", Name: configuration.Name}, w})
+			if w := &configuration.Webhooks[j]; w.Name == inventory.WebhookName {
+				v.ours = append(v.ours, webhook{inventory.Object{Kind: "MutatingWebhookConfiguration", Name: configuration.Name}, w})
 			}
 		}
 	}
@@ -86,16 +84,6 @@ func look(c *Cluster) *view {
 		}
 	}
 	return v
-}
-
-// Ours gives the Services that MeshVirt's configurations name.
-func (c *Cluster) Ours() (all []admissionregistration.ServiceReference) {
-	for _, w := range look(&Cluster{Configurations: c.Configurations}).ours {
-		if w.webhook.ClientConfig.Service != nil {
-			all = append(all, *w.webhook.ClientConfig.Service)
-		}
-	}
-	return all
 }
 
 // findDeployment looks for the one whose pods the first of our webhooks leads to.
@@ -148,7 +136,7 @@ func (v *view) service(w webhook) *corev1.Service {
 }
 
 func (v *view) launcher(pod *corev1.Pod) launcher {
-	l := launcher{pod: pod, object: Object{"Pod", pod.Namespace, pod.Name}, status: mutate.StatusOf(pod)}
+	l := launcher{pod: pod, object: inventory.Object{Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name}, status: mutate.StatusOf(pod)}
 	before, _, err := mutate.Undo(pod)
 	if err != nil {
 		l.undo = err
@@ -201,7 +189,7 @@ func selects(selector *metav1.LabelSelector, set map[string]string) bool {
 
 // injects reports whether Istio takes a pod of the machine into its mesh: one of its injectors is called, or the
 // mesh is ambient.
-func (v *view) injects(m Machine) bool {
+func (v *view) injects(m inventory.Machine) bool {
 	around := v.namespaces[m.Namespace]
 	pod := map[string]string{"kubevirt.io": "virt-launcher"}
 	maps.Copy(pod, m.Labels)
@@ -212,7 +200,7 @@ func (v *view) injects(m Machine) bool {
 	if pod[inject] == "false" || pod[inject] == "" && m.Annotations[inject] == "false" {
 		return false
 	}
-	if v.unknown(Configurations) { // by what Istio's chart makes of them, unless told otherwise
+	if v.unknown(inventory.Configurations) { // by what Istio's chart makes of them, unless told otherwise
 		return pod[inject] == "true" || pod["istio.io/rev"] != "" || around["istio-injection"] == "enabled" || around["istio.io/rev"] != ""
 	}
 	for _, c := range v.Configurations {
@@ -226,7 +214,7 @@ func (v *view) injects(m Machine) bool {
 }
 
 // optedOut reports whether somebody has told MeshVirt to leave the machine, or its namespace, alone.
-func (v *view) optedOut(m Machine) bool {
+func (v *view) optedOut(m inventory.Machine) bool {
 	parsed, _, _ := annotations.Parse(m.Annotations, nil)
 	return v.namespaces[m.Namespace][annotations.Inject] == mutate.OptedOutValue || parsed.Mode == plan.Off ||
 		m.Annotations[annotations.Inject] == "false" || m.Labels[annotations.Inject] == "false"

@@ -1,4 +1,4 @@
-package check
+package inventory
 
 import (
 	"encoding/json"
@@ -9,68 +9,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 )
-
-// The names of the resources.
-const (
-	Configurations = "mutatingwebhookconfigurations"
-	Services       = "services"
-	EndpointSlices = "endpointslices"
-	Deployments    = "deployments"
-	Namespaces     = "namespaces"
-	Machines       = "virtualmachines"
-	Instances      = "virtualmachineinstances"
-	Pods           = "pods"
-)
-
-// A Resource is one that checks look at.
-type Resource struct {
-	schema.GroupVersionResource
-	Kind string
-	// Why says what it is read for.
-	Why string
-}
-
-// Resources lists all, in the order in which they are to be read: what the configurations name comes after them.
-var Resources = []Resource{
-	{resource("admissionregistration.k8s.io/v1", Configurations), "MutatingWebhookConfiguration", "MeshVirt's, and the order among others"},
-	{resource("v1", Services), "Service", "the webhook's"},
-	{resource("discovery.k8s.io/v1", EndpointSlices), "EndpointSlice", "which of its pods are ready"},
-	{resource("apps/v1", Deployments), "Deployment", "releases, replicas and default mode"},
-	{resource("v1", Namespaces), "Namespace", "labels"},
-	{resource("kubevirt.io/v1", Machines), "VirtualMachine", "annotations"},
-	{resource("kubevirt.io/v1", Instances), "VirtualMachineInstance", "annotations, and what KubeVirt says"},
-	{resource("v1", Pods), "Pod", "virt-launcher pods"},
-}
-
-func resource(groupVersion, name string) schema.GroupVersionResource {
-	gv, err := schema.ParseGroupVersion(groupVersion)
-	if err != nil { // of a constant: cannot happen
-		panic(err)
-	}
-	return gv.WithResource(name)
-}
-
-// A Machine is a VirtualMachine or a VirtualMachineInstance.
-type Machine struct {
-	Object
-	UID types.UID
-	// Owner is the VirtualMachine that a VirtualMachineInstance belongs to; empty for others.
-	Owner string
-	// Annotations and Labels are those that reach the pod: of a VirtualMachine, its template's.
-	Annotations, Labels map[string]string
-	// Own are the annotations and labels of a VirtualMachine itself, which go nowhere.
-	Own map[string]string
-	// VMI is what admission will know of it; nil if it cannot be read, for the reason Unreadable.
-	VMI        *mutate.VMI
-	Unreadable string
-	// Refusal is what KubeVirt says of a pod that it could not create, or empty.
-	Refusal string
-}
 
 // Add adds an object, or each object of a list, in JSON. One of a kind that is in no Resource is left out.
 func (c *Cluster) Add(raw []byte) error {
