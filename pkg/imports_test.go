@@ -23,9 +23,9 @@ var arrows = []struct {
 		"the data plane runs beside every VM: it must stay small, and needs nothing of Kubernetes",
 	},
 	{
-		[]string{"pkg/plan", "pkg/cmdline", "pkg/mesh"},
+		[]string{"pkg/plan", "pkg/cmdline", "pkg/mesh", "pkg/kubevirt"},
 		[]string{"github.com/google", "github.com/vishvananda", "golang.org/x"},
-		"both worlds import plan, and cmdline and mesh read text: the standard library is enough",
+		"both worlds import plan, and cmdline, mesh and kubevirt read text: the standard library is enough",
 	},
 	{
 		[]string{"pkg/cmdline"},
@@ -33,17 +33,27 @@ var arrows = []struct {
 		"a command line is strings; what they mean for a pod is the mesh's",
 	},
 	{
-		[]string{"pkg/annotations", "pkg/cmdline", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/inventory", "pkg/check", "pkg/admit", "cmd/webhook"},
+		[]string{"pkg/kubevirt"},
+		[]string{module + "pkg/annotations", module + "pkg/mesh", module + "pkg/templates", module + "pkg/mutate", "k8s.io"},
+		"what KubeVirt says is the same without a mesh, and what follows from it is decided elsewhere",
+	},
+	{
+		[]string{"pkg/inventory"},
+		[]string{module + "pkg/annotations", module + "pkg/mesh", module + "pkg/templates", module + "pkg/mutate"},
+		"it reads objects as they are; what is wrong with them is the check's",
+	},
+	{
+		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/inventory", "pkg/check", "pkg/admit", "cmd/webhook"},
 		[]string{module + "pkg/bridge", module + "pkg/nft", module + "pkg/rules", module + "pkg/keeper", module + "pkg/resolv", module + "pkg/dns", module + "pkg/proxy", module + "pkg/sockopt", "github.com/google/nftables", "github.com/vishvananda/netlink"},
 		"the webhook decides and the data plane acts; pkg/plan is all that they share",
 	},
 	{
-		[]string{"pkg/annotations", "pkg/cmdline", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/inventory", "pkg/check"},
+		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/inventory", "pkg/check"},
 		[]string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime", module + "pkg/admit"},
 		"adaptation and checks do no I/O, so that the command line and tests run them without a cluster",
 	},
 	{
-		[]string{"pkg/annotations", "pkg/cmdline", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/admit", "cmd/webhook"},
+		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/admit", "cmd/webhook"},
 		[]string{module + "pkg/inventory", module + "pkg/check"},
 		"checks look at admission from outside",
 	},

@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
@@ -132,7 +133,7 @@ func read(file string, in io.Reader) ([]byte, error) {
 	return b, nil
 }
 
-func readVMI(file string) (*mutate.VMI, error) {
+func readVMI(file string) (*kubevirt.VMI, error) {
 	b, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
@@ -140,5 +141,5 @@ func readVMI(file string) (*mutate.VMI, error) {
 	if b, err = yaml.YAMLToJSON(b); err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	return mutate.ParseVMI(b)
+	return kubevirt.ParseVMI(b)
 }

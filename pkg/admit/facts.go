@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 )
 
@@ -30,7 +31,7 @@ const (
 // there is what a cache and an owner reference need.
 type knownVMI struct {
 	metav1.ObjectMeta
-	vmi *mutate.VMI
+	vmi *kubevirt.VMI
 	err error // why it cannot be read
 }
 
@@ -52,7 +53,7 @@ func readVMI(u *unstructured.Unstructured) *knownVMI {
 		known.err = err
 		return known
 	}
-	if known.vmi, known.err = mutate.ParseVMI(b); known.err == nil {
+	if known.vmi, known.err = kubevirt.ParseVMI(b); known.err == nil {
 		maps.DeleteFunc(known.vmi.Annotations, func(key, _ string) bool { return !strings.HasPrefix(key, annotations.Domain) })
 	}
 	return known
@@ -114,7 +115,7 @@ func (c *Cluster) labels(namespace string) map[string]string {
 	return m.Labels
 }
 
-func (c *Cluster) vmi(namespace string, owner *metav1.OwnerReference) (vmi *mutate.VMI, source string, err error) {
+func (c *Cluster) vmi(namespace string, owner *metav1.OwnerReference) (vmi *kubevirt.VMI, source string, err error) {
 	object, ok, _ := c.vmis.GetStore().GetByKey(namespace + "/" + owner.Name)
 	known, is := object.(*knownVMI)
 	source = sourceCache

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/version"
 
 	"github.com/meshvirt/meshvirt/pkg/inventory"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
@@ -131,7 +132,7 @@ var faults = []fault{
 	}, nil, ""},
 	{"a level that does not matter, as the machine has another binding", func(_ *testing.T, c world) {
 		c.Namespaces[0].Labels[mutate.PodSecurity], c.Pods = "restricted", nil
-		c.machines(func(m *inventory.Machine) { m.VMI.Binding = mutate.BindingBridge })
+		c.machines(func(m *inventory.Machine) { m.VMI.Binding = kubevirt.BindingBridge })
 	}, nil, ""},
 	one("a namespace left out", NamespaceLeftOut, "", func(t *testing.T, c world) {
 		c.Configurations[0].Webhooks[0].NamespaceSelector.MatchLabels = map[string]string{"vms": "yes"}
@@ -203,7 +204,7 @@ var faults = []fault{
 	}, nil, ""},
 	one("another binding", LeftAlone, "BindingUnsupported", func(t *testing.T, c world) {
 		c.undo(t)
-		c.Instances[0].VMI.Binding = mutate.BindingBridge
+		c.Instances[0].VMI.Binding = kubevirt.BindingBridge
 	}),
 	one("a mode without a mesh", NotInMesh, "mode rules", func(t *testing.T, c world) {
 		c.Pods = nil

@@ -10,6 +10,7 @@ import (
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
 	"github.com/meshvirt/meshvirt/pkg/inventory"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
@@ -55,7 +56,7 @@ func namespaces(v *view) (all []Finding) {
 // ruled reports whether the machine, which is to be adapted, gets the container that writes rules.
 func (v *view) ruled(m inventory.Machine) bool {
 	parsed, _, _ := annotations.Parse(m.Annotations, nil)
-	return parsed.Mode != plan.Process && (len(parsed.Interfaces) > 0 || m.VMI != nil && m.VMI.Binding == mutate.BindingMasquerade)
+	return parsed.Mode != plan.Process && (len(parsed.Interfaces) > 0 || m.VMI != nil && m.VMI.Binding == kubevirt.BindingMasquerade)
 }
 
 // settings looks at what users set, before a pod is made of it.

@@ -10,7 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/meshvirt/meshvirt/pkg/mutate"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 )
 
 // Add adds an object, or each object of a list, in JSON. One of a kind that is in no Resource is left out.
@@ -110,7 +110,7 @@ func readMachine(raw []byte) (Machine, error) {
 		}
 	}
 	var err error
-	if m.VMI, err = mutate.ParseVMI(vmi); err != nil {
+	if m.VMI, err = kubevirt.ParseVMI(vmi); err != nil {
 		m.Unreadable = err.Error()
 	}
 	return m, nil

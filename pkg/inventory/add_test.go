@@ -7,7 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"sigs.k8s.io/yaml"
 
-	"github.com/meshvirt/meshvirt/pkg/mutate"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 )
 
 const list = `
@@ -55,7 +55,7 @@ func TestAdd(t *testing.T) {
 		t.Fatalf("%d VirtualMachines, %d VMIs, %d pods", len(c.Machines), len(c.Instances), len(c.Pods))
 	}
 	vm, vmi := c.Machines[0], c.Instances[0]
-	if vm.VMI == nil || vm.VMI.Binding != mutate.BindingMasquerade || vm.VMI.Annotations["meshvirt.io/mode"] != "rules" {
+	if vm.VMI == nil || vm.VMI.Binding != kubevirt.BindingMasquerade || vm.VMI.Annotations["meshvirt.io/mode"] != "rules" {
 		t.Errorf("the VMI that the VirtualMachine will have is %+v (%s)", vm.VMI, vm.Unreadable)
 	}
 	if vmi.VMI != nil || !strings.Contains(vmi.Unreadable, "vmNetworkCIDR") {

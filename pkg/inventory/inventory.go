@@ -12,7 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/version"
 
-	"github.com/meshvirt/meshvirt/pkg/mutate"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 )
 
 // WebhookName is that of the chart's webhook; whatever configuration has it is MeshVirt's.
@@ -74,7 +74,7 @@ type Machine struct {
 	// Own are the annotations and labels of a VirtualMachine itself, which go nowhere.
 	Own map[string]string
 	// VMI is what admission will know of it; nil if it cannot be read, for the reason Unreadable.
-	VMI        *mutate.VMI
+	VMI        *kubevirt.VMI
 	Unreadable string
 	// Refusal is what KubeVirt says of a pod that it could not create, or empty.
 	Refusal string

@@ -7,6 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
@@ -14,15 +15,12 @@ import (
 // A decision is a row of the table that mode auto stands for. The first row that fits decides.
 // docs/auto.md is made of it.
 type decision struct {
-	bindings []Binding // none: any
-	meshes   []string  // as in Report.Mesh; none: any
-	when     *fact     // nil: always
+	bindings []kubevirt.Binding // none: any
+	meshes   []string           // as in Report.Mesh; none: any
+	when     *fact              // nil: always
 	mode     plan.Mode
 	reason   Reason
 }
-
-// BindingUnknown is that of a VM whose VirtualMachineInstance is not known, and of what is no VM of KubeVirt's.
-const BindingUnknown Binding = ""
 
 // The meshes of the table.
 const (
@@ -52,22 +50,22 @@ func byTPROXY(s *state) bool { return s.capture.Interception == mesh.Interceptio
 var decisions = []decision{
 	{meshes: []string{noMesh}, mode: plan.Off, reason: NoMesh},
 	{when: notRedirected, mode: plan.Off, reason: NoInterception},
-	{bindings: []Binding{BindingPasst, BindingSlirp}, when: noneGiven, mode: plan.Process, reason: ProcessBinding},
-	{bindings: []Binding{BindingUnknown}, when: wasProcess, mode: plan.Process, reason: ProcessBinding},
+	{bindings: []kubevirt.Binding{kubevirt.BindingPasst, kubevirt.BindingSlirp}, when: noneGiven, mode: plan.Process, reason: ProcessBinding},
+	{bindings: []kubevirt.Binding{kubevirt.BindingUnknown}, when: wasProcess, mode: plan.Process, reason: ProcessBinding},
 	{meshes: []string{"linkerd", "kuma", "consul"}, mode: plan.Off, reason: MeshUnsupported},
 	{meshes: []string{ambient}, when: interfaceGiven, mode: plan.Ambient, reason: MasqueradeAmbient},
-	{bindings: []Binding{BindingMasquerade}, meshes: []string{ambient}, mode: plan.Ambient, reason: MasqueradeAmbient},
-	{bindings: []Binding{BindingUnknown}, meshes: []string{ambient}, when: rerouted, mode: plan.Ambient, reason: MasqueradeAmbient},
-	{bindings: []Binding{BindingUnknown}, meshes: []string{ambient}, when: found, mode: plan.Ambient, reason: MasqueradeAmbient},
+	{bindings: []kubevirt.Binding{kubevirt.BindingMasquerade}, meshes: []string{ambient}, mode: plan.Ambient, reason: MasqueradeAmbient},
+	{bindings: []kubevirt.Binding{kubevirt.BindingUnknown}, meshes: []string{ambient}, when: rerouted, mode: plan.Ambient, reason: MasqueradeAmbient},
+	{bindings: []kubevirt.Binding{kubevirt.BindingUnknown}, meshes: []string{ambient}, when: found, mode: plan.Ambient, reason: MasqueradeAmbient},
 	{meshes: []string{ambient}, mode: plan.Off, reason: AmbientUnsupported},
 	{meshes: []string{istio}, when: unavoidable, mode: plan.Off, reason: InterceptionTPROXY},
 	{meshes: []string{istio}, when: interfaceGiven, mode: plan.Rules, reason: MasqueradeSidecar},
-	{bindings: []Binding{BindingMasquerade}, meshes: []string{istio}, mode: plan.Rules, reason: MasqueradeSidecar},
-	{bindings: []Binding{BindingBridge, BindingPlugin}, meshes: []string{istio}, mode: plan.Off, reason: BindingUnsupported},
-	{bindings: []Binding{BindingNone, BindingSRIOV}, meshes: []string{istio}, mode: plan.Off, reason: NoVirtualInterface},
-	{bindings: []Binding{BindingUnknown}, meshes: []string{istio}, when: rerouted, mode: plan.Rules, reason: MasqueradeSidecar},
-	{bindings: []Binding{BindingUnknown}, meshes: []string{istio}, when: found, mode: plan.Rules, reason: MasqueradeSidecar},
-	{bindings: []Binding{BindingUnknown}, meshes: []string{istio}, mode: plan.Off, reason: NoVirtualInterface},
+	{bindings: []kubevirt.Binding{kubevirt.BindingMasquerade}, meshes: []string{istio}, mode: plan.Rules, reason: MasqueradeSidecar},
+	{bindings: []kubevirt.Binding{kubevirt.BindingBridge, kubevirt.BindingPlugin}, meshes: []string{istio}, mode: plan.Off, reason: BindingUnsupported},
+	{bindings: []kubevirt.Binding{kubevirt.BindingNone, kubevirt.BindingSRIOV}, meshes: []string{istio}, mode: plan.Off, reason: NoVirtualInterface},
+	{bindings: []kubevirt.Binding{kubevirt.BindingUnknown}, meshes: []string{istio}, when: rerouted, mode: plan.Rules, reason: MasqueradeSidecar},
+	{bindings: []kubevirt.Binding{kubevirt.BindingUnknown}, meshes: []string{istio}, when: found, mode: plan.Rules, reason: MasqueradeSidecar},
+	{bindings: []kubevirt.Binding{kubevirt.BindingUnknown}, meshes: []string{istio}, mode: plan.Off, reason: NoVirtualInterface},
 }
 
 func (d decision) fits(s *state) bool {
@@ -95,7 +93,7 @@ func chooseMode(_ *corev1.Pod, s *state) Reason {
 		if d.mode != plan.Process {
 			d.mode, d.reason = plan.Process, Requested
 		}
-		if s.binding == BindingMasquerade || s.binding == BindingBridge {
+		if s.binding == kubevirt.BindingMasquerade || s.binding == kubevirt.BindingBridge {
 			s.warn("annotation %s: the VM has %s binding: its traffic comes by an interface, not from a process, and will miss the mesh", annotations.Mode, s.binding)
 		}
 	case d.mode == plan.Off:

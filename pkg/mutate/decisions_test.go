@@ -8,12 +8,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
 var (
-	allBindings = []Binding{BindingMasquerade, BindingBridge, BindingPasst, BindingSlirp, BindingSRIOV, BindingPlugin, BindingNone, BindingUnknown}
+	allBindings = []kubevirt.Binding{kubevirt.BindingMasquerade, kubevirt.BindingBridge, kubevirt.BindingPasst, kubevirt.BindingSlirp, kubevirt.BindingSRIOV, kubevirt.BindingPlugin, kubevirt.BindingNone, kubevirt.BindingUnknown}
 	allMeshes   = []string{noMesh, istio, "istio-ambient", "linkerd", "kuma", "consul"}
 )
 
@@ -54,7 +55,7 @@ func TestDecisions(t *testing.T) {
 						continue
 					}
 					// What is adapted has an interface: the later steps rely on it.
-					s.report.Mode, s.facts.VMI = d.mode, &VMI{}
+					s.report.Mode, s.facts.VMI = d.mode, &kubevirt.VMI{}
 					if findInterface(nil, s); len(s.interfaces) == 0 {
 						t.Errorf("row %d adapts binding %q beside mesh %q, facts %05b, without an interface", row, b, m, bits)
 					}
@@ -81,28 +82,28 @@ func TestWishes(t *testing.T) {
 		reason  Reason
 		warning string
 	}{
-		{"auto", with(BindingMasquerade, istio, plan.Auto, ""), plan.Rules, MasqueradeSidecar, ""},
-		{"annotation", with(BindingMasquerade, istio, plan.NATProxy, plan.Rules), plan.NATProxy, Requested, ""},
-		{"default", with(BindingMasquerade, istio, plan.Auto, plan.Native), plan.Native, ConfiguredDefault, ""},
-		{"default off", with(BindingMasquerade, istio, plan.Auto, plan.Off), plan.Off, OptedOut, ""},
-		{"default off, asked for", with(BindingMasquerade, istio, plan.Rules, plan.Off), plan.Rules, Requested, ""},
-		{"rules for passt", with(BindingPasst, istio, plan.Rules, ""), plan.Process, ProcessBinding, "rules has no effect"},
-		{"default rules for passt", with(BindingPasst, istio, plan.Auto, plan.Rules), plan.Process, ProcessBinding, ""},
-		{"rules beside Linkerd", with(BindingMasquerade, "linkerd", plan.Rules, ""), plan.Off, MeshUnsupported, ""},
-		{"rules in ambient", with(BindingMasquerade, "istio-ambient", plan.Rules, ""), plan.Off, Invalid, ""},
-		{"ambient beside a sidecar", with(BindingMasquerade, istio, plan.Ambient, ""), plan.Off, Invalid, ""},
-		{"ambient in ambient", with(BindingMasquerade, "istio-ambient", plan.Ambient, ""), plan.Ambient, Requested, ""},
-		{"default nat-proxy in ambient", with(BindingMasquerade, "istio-ambient", plan.Auto, plan.NATProxy), plan.Ambient, MasqueradeAmbient, ""},
-		{"default off in ambient", with(BindingMasquerade, "istio-ambient", plan.Auto, plan.Off), plan.Off, OptedOut, ""},
-		{"default ambient beside a sidecar", with(BindingMasquerade, istio, plan.Auto, plan.Ambient), plan.Rules, MasqueradeSidecar, ""},
-		{"rules for bridge in ambient", with(BindingBridge, "istio-ambient", plan.Rules, ""), plan.Off, AmbientUnsupported, ""},
-		{"rules without mesh", with(BindingMasquerade, noMesh, plan.Rules, ""), plan.Off, NoMesh, ""},
-		{"rules for bridge", with(BindingBridge, istio, plan.Rules, ""), plan.Off, BindingUnsupported, ""},
-		{"process for an unknown binding", with(BindingUnknown, istio, plan.Process, ""), plan.Process, Requested, ""},
-		{"process for a plugin beside Kuma", with(BindingPlugin, "kuma", plan.Process, ""), plan.Process, Requested, ""},
-		{"process for masquerade", with(BindingMasquerade, istio, plan.Process, ""), plan.Process, Requested, "masquerade binding"},
-		{"process without mesh", with(BindingPasst, noMesh, plan.Process, ""), plan.Off, NoMesh, ""},
-		{"default process for SR-IOV", with(BindingSRIOV, istio, plan.Auto, plan.Process), plan.Off, NoVirtualInterface, ""},
+		{"auto", with(kubevirt.BindingMasquerade, istio, plan.Auto, ""), plan.Rules, MasqueradeSidecar, ""},
+		{"annotation", with(kubevirt.BindingMasquerade, istio, plan.NATProxy, plan.Rules), plan.NATProxy, Requested, ""},
+		{"default", with(kubevirt.BindingMasquerade, istio, plan.Auto, plan.Native), plan.Native, ConfiguredDefault, ""},
+		{"default off", with(kubevirt.BindingMasquerade, istio, plan.Auto, plan.Off), plan.Off, OptedOut, ""},
+		{"default off, asked for", with(kubevirt.BindingMasquerade, istio, plan.Rules, plan.Off), plan.Rules, Requested, ""},
+		{"rules for passt", with(kubevirt.BindingPasst, istio, plan.Rules, ""), plan.Process, ProcessBinding, "rules has no effect"},
+		{"default rules for passt", with(kubevirt.BindingPasst, istio, plan.Auto, plan.Rules), plan.Process, ProcessBinding, ""},
+		{"rules beside Linkerd", with(kubevirt.BindingMasquerade, "linkerd", plan.Rules, ""), plan.Off, MeshUnsupported, ""},
+		{"rules in ambient", with(kubevirt.BindingMasquerade, "istio-ambient", plan.Rules, ""), plan.Off, Invalid, ""},
+		{"ambient beside a sidecar", with(kubevirt.BindingMasquerade, istio, plan.Ambient, ""), plan.Off, Invalid, ""},
+		{"ambient in ambient", with(kubevirt.BindingMasquerade, "istio-ambient", plan.Ambient, ""), plan.Ambient, Requested, ""},
+		{"default nat-proxy in ambient", with(kubevirt.BindingMasquerade, "istio-ambient", plan.Auto, plan.NATProxy), plan.Ambient, MasqueradeAmbient, ""},
+		{"default off in ambient", with(kubevirt.BindingMasquerade, "istio-ambient", plan.Auto, plan.Off), plan.Off, OptedOut, ""},
+		{"default ambient beside a sidecar", with(kubevirt.BindingMasquerade, istio, plan.Auto, plan.Ambient), plan.Rules, MasqueradeSidecar, ""},
+		{"rules for bridge in ambient", with(kubevirt.BindingBridge, "istio-ambient", plan.Rules, ""), plan.Off, AmbientUnsupported, ""},
+		{"rules without mesh", with(kubevirt.BindingMasquerade, noMesh, plan.Rules, ""), plan.Off, NoMesh, ""},
+		{"rules for bridge", with(kubevirt.BindingBridge, istio, plan.Rules, ""), plan.Off, BindingUnsupported, ""},
+		{"process for an unknown binding", with(kubevirt.BindingUnknown, istio, plan.Process, ""), plan.Process, Requested, ""},
+		{"process for a plugin beside Kuma", with(kubevirt.BindingPlugin, "kuma", plan.Process, ""), plan.Process, Requested, ""},
+		{"process for masquerade", with(kubevirt.BindingMasquerade, istio, plan.Process, ""), plan.Process, Requested, "masquerade binding"},
+		{"process without mesh", with(kubevirt.BindingPasst, noMesh, plan.Process, ""), plan.Off, NoMesh, ""},
+		{"default process for SR-IOV", with(kubevirt.BindingSRIOV, istio, plan.Auto, plan.Process), plan.Off, NoVirtualInterface, ""},
 		{"rules beside TPROXY", tproxied(plan.Auto, ""), plan.Rules, MasqueradeSidecar, ""},
 		{"tproxy beside TPROXY", tproxied(plan.TProxy, ""), plan.TProxy, Requested, ""},
 		{"native beside TPROXY", tproxied(plan.Native, ""), plan.Off, Invalid, ""},
@@ -131,7 +132,7 @@ func TestWishes(t *testing.T) {
 
 // tproxied is a masquerade VM beside an Istio that intercepts by TPROXY.
 func tproxied(asked, configured plan.Mode) state {
-	s := with(BindingMasquerade, istio, asked, configured)
+	s := with(kubevirt.BindingMasquerade, istio, asked, configured)
 	s.capture.Interception = mesh.InterceptionTPROXY
 	return s
 }
@@ -139,15 +140,15 @@ func tproxied(asked, configured plan.Mode) state {
 // old is a masquerade VM in a cluster before Kubernetes 1.29, in which the mesh's own sidecar may be native,
 // where the feature gate is set.
 func old(asked, configured plan.Mode, sidecar *corev1.ContainerRestartPolicy) state {
-	s := with(BindingMasquerade, istio, asked, configured)
+	s := with(kubevirt.BindingMasquerade, istio, asked, configured)
 	s.facts.NoNativeSidecars = true
 	s.before = &corev1.Pod{Spec: corev1.PodSpec{InitContainers: []corev1.Container{{Name: "istio-init"}, {Name: "istio-proxy", RestartPolicy: sidecar}}}}
 	return s
 }
 
-func with(b Binding, meshName string, asked, configured plan.Mode) state {
+func with(b kubevirt.Binding, meshName string, asked, configured plan.Mode) state {
 	return state{
-		facts: Facts{VMI: &VMI{Binding: b}}, report: Report{Mesh: meshName},
+		facts: Facts{VMI: &kubevirt.VMI{Binding: b}}, report: Report{Mesh: meshName},
 		settings: annotations.Settings{Mode: asked}, cfg: Config{DefaultMode: configured},
 	}
 }
@@ -166,7 +167,7 @@ A VM whose VirtualMachineInstance is known, beside a mesh with default settings:
 
 | binding | ` + strings.Join(display(allMeshes, "no mesh"), " | ") + " |\n|---|" + strings.Repeat("---|", len(allMeshes)) + "\n")
 	for _, binding := range allBindings {
-		if binding == BindingUnknown {
+		if binding == kubevirt.BindingUnknown {
 			continue
 		}
 		fmt.Fprintf(&b, "| %s |", binding)

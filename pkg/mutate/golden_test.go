@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
 
@@ -112,12 +113,12 @@ func readYAML(t *testing.T, file string) string {
 }
 
 // readVMI gives nil if there is no such file.
-func readVMI(t *testing.T, file string) *VMI {
+func readVMI(t *testing.T, file string) *kubevirt.VMI {
 	t.Helper()
 	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	vmi, err := ParseVMI([]byte(readYAML(t, file)))
+	vmi, err := kubevirt.ParseVMI([]byte(readYAML(t, file)))
 	if err != nil {
 		t.Fatalf("%s: %v", file, err)
 	}

@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
@@ -21,17 +22,17 @@ const (
 // recall gives what an earlier admission of the same pod knew of the VMI, as far as its plan and status
 // tell: an admission that knows less must not undo what that one did. Where the pod has an annotation
 // itself, that counts. Nil if there was none, or if it was of another release.
-func recall(pod *corev1.Pod, was Status) *VMI {
+func recall(pod *corev1.Pod, was Status) *kubevirt.VMI {
 	if was.Facts != factsVMI {
 		return nil
 	}
-	vmi := &VMI{Annotations: map[string]string{}}
+	vmi := &kubevirt.VMI{Annotations: map[string]string{}}
 	if was.Reason == Requested {
 		vmi.Annotations[annotations.Mode] = string(was.Mode)
 	}
 	if was.Mode == plan.Process {
 		if was.Reason == ProcessBinding {
-			vmi.Binding = BindingPasst // or slirp, which means the same
+			vmi.Binding = kubevirt.BindingPasst // or slirp, which means the same
 		}
 		return vmi
 	}
@@ -43,7 +44,7 @@ func recall(pod *corev1.Pod, was Status) *VMI {
 	if err != nil {
 		return nil
 	}
-	vmi.Binding, vmi.TCP, vmi.UDP = BindingMasquerade, p.Guest.TCP, p.Guest.UDP
+	vmi.Binding, vmi.TCP, vmi.UDP = kubevirt.BindingMasquerade, p.Guest.TCP, p.Guest.UDP
 	set := func(key string, list []string) {
 		if len(list) > 0 {
 			vmi.Annotations[key] = strings.Join(list, ",")
@@ -83,7 +84,7 @@ func words[T any](list ...T) []string {
 
 // sayFacts warns of what is around an adapted pod.
 func sayFacts(pod *corev1.Pod, s *state) Reason {
-	if s.facts.VMI == nil && s.facts.Unknown != "" && pod.Labels["kubevirt.io"] == "virt-launcher" {
+	if s.facts.VMI == nil && s.facts.Unknown != "" && kubevirt.IsLauncher(pod.Labels) {
 		s.warn("the VirtualMachineInstance is not known (%s): decided by the pod alone%s", s.facts.Unknown, assumption(s.plan))
 	}
 	if level := RefusingLevel(s.facts.NamespaceLabels); level != "" && container(pod.Spec.InitContainers, templates.RulesName) >= 0 {

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
@@ -19,26 +20,26 @@ func TestWorseFactsChangeNothing(t *testing.T) {
 	unknown := Facts{Unknown: "no answer"}
 	for name, c := range map[string]struct {
 		dir string
-		vmi func(*VMI)
+		vmi func(*kubevirt.VMI)
 	}{
-		"custom network": {"rules-custom-network", func(*VMI) {}},
-		"port ranges":    {"rules-native-sidecar", func(v *VMI) { v.TCP = []plan.PortRange{{First: 8000, Last: 8999}}; v.UDP = nil }},
-		"another bridge": {"rules-native-sidecar", func(v *VMI) { v.PodInterface = "eth7" }},
-		"one family":     {"rules-native-sidecar", func(v *VMI) { v.Annotations = map[string]string{annotations.GuestAddresses: "10.9.8.7"} }},
-		"annotations that the pod does not have": {"rules-native-sidecar", func(v *VMI) {
+		"custom network": {"rules-custom-network", func(*kubevirt.VMI) {}},
+		"port ranges":    {"rules-native-sidecar", func(v *kubevirt.VMI) { v.TCP = []plan.PortRange{{First: 8000, Last: 8999}}; v.UDP = nil }},
+		"another bridge": {"rules-native-sidecar", func(v *kubevirt.VMI) { v.PodInterface = "eth7" }},
+		"one family":     {"rules-native-sidecar", func(v *kubevirt.VMI) { v.Annotations = map[string]string{annotations.GuestAddresses: "10.9.8.7"} }},
+		"annotations that the pod does not have": {"rules-native-sidecar", func(v *kubevirt.VMI) {
 			v.Annotations = map[string]string{
 				annotations.Mode: "nat-proxy", annotations.ExcludeOutboundCIDRs: "10.1.0.0/16", annotations.ExcludeOutboundPorts: "3306",
 				annotations.ExcludeInboundPorts: "22", annotations.IncludeOutboundCIDRs: "10.0.0.0/8,fd00::/8", annotations.Interfaces: "k6t-any",
 			}
 		}},
-		"watched": {"rules-native-sidecar", func(v *VMI) { v.Annotations = map[string]string{annotations.Watch: "true"} }},
-		"passt":   {"process-passt", func(*VMI) {}},
+		"watched": {"rules-native-sidecar", func(v *kubevirt.VMI) { v.Annotations = map[string]string{annotations.Watch: "true"} }},
+		"passt":   {"process-passt", func(*kubevirt.VMI) {}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join("testdata/golden", c.dir)
 			vmi := readVMI(t, filepath.Join(dir, "vmi.yaml"))
 			if vmi == nil {
-				vmi = &VMI{Name: "vm-web", Binding: BindingMasquerade, TCP: []plan.PortRange{plan.Port(80)}}
+				vmi = &kubevirt.VMI{Name: "vm-web", Binding: kubevirt.BindingMasquerade, TCP: []plan.PortRange{plan.Port(80)}}
 			}
 			c.vmi(vmi)
 			in := readYAML(t, filepath.Join(dir, "pod.yaml"))
@@ -84,7 +85,7 @@ func TestWorseFactsChangeNoPodOfTheCorpus(t *testing.T) {
 // What the pod says itself counts more than what an earlier admission read.
 func TestRecallGivesWayToThePod(t *testing.T) {
 	pod := readPod(t, "rules-native-sidecar")
-	vmi := &VMI{Binding: BindingMasquerade, Annotations: map[string]string{annotations.Mode: "nat-proxy"}}
+	vmi := &kubevirt.VMI{Binding: kubevirt.BindingMasquerade, Annotations: map[string]string{annotations.Mode: "nat-proxy"}}
 	pod, report, errs := Apply(pod, Facts{VMI: vmi}, testConfig)
 	if len(errs) > 0 || report.Mode != plan.NATProxy {
 		t.Fatalf("mode %s, errors %v; want nat-proxy", report.Mode, errs)
@@ -129,7 +130,7 @@ func TestSaysWhatIsAround(t *testing.T) {
 		"unknown, left alone":    {"off-no-mesh", Facts{Unknown: "KubeVirt is away"}, nil},
 		"baseline":               {"rules-native-sidecar", Facts{NamespaceLabels: level("baseline")}, []string{refuse}},
 		"baseline, left alone":   {"off-no-mesh", Facts{NamespaceLabels: level("baseline")}, nil},
-		"baseline, no container": {"process-passt", Facts{NamespaceLabels: level("baseline"), VMI: &VMI{Binding: BindingPasst}}, nil},
+		"baseline, no container": {"process-passt", Facts{NamespaceLabels: level("baseline"), VMI: &kubevirt.VMI{Binding: kubevirt.BindingPasst}}, nil},
 		"privileged":             {"rules-native-sidecar", Facts{NamespaceLabels: level("privileged")}, nil},
 		"no level":               {"rules-native-sidecar", Facts{NamespaceLabels: map[string]string{"a": "b"}}, nil},
 	} {

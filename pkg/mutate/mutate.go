@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
@@ -28,7 +29,7 @@ type Config struct {
 // then decides.
 type Facts struct {
 	// VMI is the VirtualMachineInstance that owns the pod; nil if it is not known.
-	VMI *VMI
+	VMI *kubevirt.VMI
 	// Unknown says why VMI is not known; empty if nobody asked. It becomes a warning.
 	Unknown string
 	// NamespaceLabels are those of the pod's namespace; nil if they are not known.
@@ -106,12 +107,12 @@ type state struct {
 	report   Report
 	errs     field.ErrorList
 
-	previous   Status       // what an earlier admission of the same pod wrote
-	meshInit   int          // index of the mesh's init container, negative without one
-	capture    mesh.Capture // what it redirects
-	advice     []string     // for a VM beside a mesh that is not adapted
-	interfaces []string     // the guest's
-	binding    Binding      // of the guest's interface; empty if unknown
+	previous   Status           // what an earlier admission of the same pod wrote
+	meshInit   int              // index of the mesh's init container, negative without one
+	capture    mesh.Capture     // what it redirects
+	advice     []string         // for a VM beside a mesh that is not adapted
+	interfaces []string         // the guest's
+	binding    kubevirt.Binding // of the guest's interface; empty if unknown
 	plan       plan.Plan
 	proxy      bool // whether the mode needs the relay
 }
@@ -164,7 +165,7 @@ func notOurs(pod *corev1.Pod, facts Facts) Reason {
 	switch {
 	case chosen("false"), facts.NamespaceLabels[annotations.Inject] == OptedOutValue:
 		return OptedOut
-	case pod.Labels["kubevirt.io"] != "virt-launcher" && !chosen("true"):
+	case !kubevirt.IsLauncher(pod.Labels) && !chosen("true"):
 		return NotVirtLauncher
 	case pod.Spec.HostNetwork:
 		return HostNetwork

@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
@@ -250,7 +251,7 @@ func TestPlan(t *testing.T) {
 		}
 	})
 	t.Run("the VMI knows ranges, networks and the pod's interface", func(t *testing.T) {
-		vmi, err := ParseVMI([]byte(`{"kind":"VirtualMachineInstance","metadata":{"name":"web","annotations":{"meshvirt.io/exclude-outbound-ports":"3306"}},
+		vmi, err := kubevirt.ParseVMI([]byte(`{"kind":"VirtualMachineInstance","metadata":{"name":"web","annotations":{"meshvirt.io/exclude-outbound-ports":"3306"}},
 			"spec":{"networks":[{"name":"red","multus":{}},{"name":"default","pod":{"vmNetworkCIDR":"192.168.7.0/29"}}],
 			"domain":{"devices":{"interfaces":[{"name":"red","bridge":{}},{"name":"default","masquerade":{},
 			"ports":[{"port":53,"protocol":"UDP"}],"portRanges":[{"protocol":"TCP","start":8000,"end":8100}]}]}}},
@@ -263,25 +264,6 @@ func TestPlan(t *testing.T) {
 			t.Errorf("plan %s", got)
 		}
 	})
-}
-
-func TestParseVMIRefuses(t *testing.T) {
-	network := func(pod, iface string) string {
-		return `{"kind":"VirtualMachineInstance","spec":{"networks":[{"name":"a","pod":{` + pod + `}}],"domain":{"devices":{"interfaces":[{"name":"a","masquerade":{},` + iface + `}]}}}}`
-	}
-	for in, want := range map[string]string{
-		"{":                         "read VMI",
-		`{"kind":"VirtualMachine"}`: `kind is "VirtualMachine", want VirtualMachineInstance`,
-		network(`"vmNetworkCIDR":"10.0.0.0"`, `"ports":[]`):                              `vmNetworkCIDR of network a: "10.0.0.0" is no CIDR`,
-		network(`"vmNetworkCIDR":"10.0.0.0/32"`, `"ports":[]`):                           "no room",
-		network(``, `"ports":[{"port":70000}]`):                                          "interface a: port 70000",
-		network(``, `"portRanges":[{"protocol":"TCP","start":9,"end":1}]`):               "interface a: port 9 to 1",
-		network(`"vmIPv6NetworkCIDR":"fd00::/129"`, `"ports":[{"port":1,"name":"one"}]`): "vmIPv6NetworkCIDR",
-	} {
-		if _, err := ParseVMI([]byte(in)); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: error %v, want %q", in, err, want)
-		}
-	}
 }
 
 func TestPatchEscapesKeys(t *testing.T) {

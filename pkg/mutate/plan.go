@@ -1,12 +1,12 @@
 package mutate
 
 import (
-	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
@@ -18,13 +18,6 @@ const proxyUID = 1500
 // drainSeconds is how long the relay lets open connections go on once it is told to end. The
 // kubelet ends native sidecars after the VM, in what is left of the pod's grace period.
 const drainSeconds = 30
-
-// KubeVirt's defaults for masquerade binding (vmNetworkCIDR 10.0.2.0/24, vmIPv6NetworkCIDR
-// fd10:0:2::/120): the first address is the bridge's, the second the guest's.
-var (
-	defaultGuestIPv4 = netip.MustParseAddr("10.0.2.2")
-	defaultGuestIPv6 = netip.MustParseAddr("fd10:0:2::2")
-)
 
 func makePlan(pod *corev1.Pod, s *state) Reason {
 	if s.report.Mode == plan.Process {
@@ -94,7 +87,7 @@ func makePlan(pod *corev1.Pod, s *state) Reason {
 	if len(s.errs) > 0 {
 		return Invalid
 	}
-	if !virtLauncher(pod) && p.Mode == plan.Rules {
+	if !kubevirt.IsLauncher(pod.Labels) && p.Mode == plan.Rules {
 		s.warn("mode rules needs net.ipv4.conf.%s.route_localnet=1 in the pod for inbound TCP, which KubeVirt sets on its own bridges; mode nat-proxy needs no such setting", p.Interfaces[0])
 	}
 	s.plan, s.report.Plan = p, &p
@@ -124,7 +117,7 @@ func (s *state) warnOfNative() {
 // pod has processes of its own beside the guest (a remote console, libvirt); there, what a user excludes is theirs.
 func inboundPorts(pod *corev1.Pod, s *state) (own, exclude []uint16) {
 	exclude = union(s.capture.UserExcludedInboundPorts(), s.settings.ExcludeInboundPorts)
-	if virtLauncher(pod) {
+	if kubevirt.IsLauncher(pod.Labels) {
 		return s.capture.OwnPorts, exclude
 	}
 	return union(s.capture.OwnPorts, exclude), nil
@@ -143,14 +136,12 @@ func relayUser(m plan.Mode, c mesh.Capture) uint32 {
 	return user
 }
 
-func virtLauncher(pod *corev1.Pod) bool { return pod.Labels["kubevirt.io"] == "virt-launcher" }
-
 // podInterface is the interface that KubeVirt's bridge stands in for: it names the bridge after it.
 func podInterface(s *state) string {
 	if s.facts.VMI != nil && s.facts.VMI.PodInterface != "" {
 		return s.facts.VMI.PodInterface
 	}
-	if name, ok := cutBridge(s.interfaces[0]); ok {
+	if name, ok := kubevirt.PodInterface(s.interfaces[0]); ok {
 		return name
 	}
 	return "eth0"
@@ -159,7 +150,7 @@ func podInterface(s *state) string {
 // guest takes addresses from the annotation, else from the VMI, else KubeVirt's defaults; ports
 // from the VMI, else from the ports of the container compute, where KubeVirt repeats them.
 func guest(pod *corev1.Pod, s *state) plan.Guest {
-	g := plan.Guest{IPv4: defaultGuestIPv4, IPv6: defaultGuestIPv6}
+	g := plan.Guest{IPv4: kubevirt.DefaultGuestIPv4, IPv6: kubevirt.DefaultGuestIPv6}
 	vmi := s.facts.VMI
 	if s.settings.GuestIPv4.IsValid() || s.settings.GuestIPv6.IsValid() {
 		g.IPv4, g.IPv6 = s.settings.GuestIPv4, s.settings.GuestIPv6
@@ -175,7 +166,7 @@ func guest(pod *corev1.Pod, s *state) plan.Guest {
 		g.TCP, g.UDP = vmi.TCP, vmi.UDP
 		return g
 	}
-	if !virtLauncher(pod) {
+	if !kubevirt.IsLauncher(pod.Labels) {
 		return g // the ports of an opted-in pod's containers are not the guest's
 	}
 	for _, c := range pod.Spec.Containers {

@@ -9,13 +9,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
 // TestPortsMoveAside: our containers give way to whoever else has their usual ports.
 func TestPortsMoveAside(t *testing.T) {
 	guest := func(ranges ...plan.PortRange) Facts {
-		return Facts{VMI: &VMI{Binding: BindingMasquerade, IPv4: netip.MustParseAddr("10.0.2.2"), TCP: ranges}}
+		return Facts{VMI: &kubevirt.VMI{Binding: kubevirt.BindingMasquerade, IPv4: netip.MustParseAddr("10.0.2.2"), TCP: ranges}}
 	}
 	for name, c := range map[string]struct {
 		mode   plan.Mode
@@ -91,7 +92,7 @@ func TestListedPorts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			pod := recorded(t)
 			pod.Annotations[annotations.Mode] = string(c.mode)
-			_, report, errs := Apply(pod, Facts{VMI: &VMI{Binding: BindingMasquerade, TCP: c.tcp}}, testConfig)
+			_, report, errs := Apply(pod, Facts{VMI: &kubevirt.VMI{Binding: kubevirt.BindingMasquerade, TCP: c.tcp}}, testConfig)
 			if len(errs) > 0 {
 				t.Fatal(errs)
 			}

@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
@@ -31,7 +32,7 @@ func readSettings(pod *corev1.Pod, s *state) Reason {
 
 // userAnnotations are the pod's, and those of the VMI that did not make it to the pod: KubeVirt
 // copies a VMI's annotations only when it creates the pod.
-func userAnnotations(pod *corev1.Pod, vmi *VMI) map[string]string {
+func userAnnotations(pod *corev1.Pod, vmi *kubevirt.VMI) map[string]string {
 	if vmi == nil {
 		return pod.Annotations
 	}
@@ -77,45 +78,14 @@ func findInterface(_ *corev1.Pod, s *state) Reason {
 		s.interfaces = []string{} // none, rather than not known
 	case len(s.settings.Interfaces) > 0:
 		s.interfaces = s.settings.Interfaces
-	case s.binding == BindingMasquerade:
-		s.interfaces = []string{bridgeOf(s.facts.VMI.PodInterface)}
+	case s.binding == kubevirt.BindingMasquerade:
+		s.interfaces = []string{kubevirt.Bridge(s.facts.VMI.PodInterface)}
 	case len(s.capture.RerouteInterfaces) > 0:
 		s.interfaces = s.capture.RerouteInterfaces
 	default:
 		s.interfaces = s.previous.Interfaces
 	}
 	return ""
-}
-
-// bridgePrefix is how KubeVirt names the bridge in front of a pod interface. Where it hashes the name of a
-// network, the pod interface is pod and 11 hexadecimal digits, and the bridge has the digits alone.
-const (
-	bridgePrefix = "k6t-"
-	hashPrefix   = "pod"
-	hashDigits   = 11
-)
-
-func hashed(digits string) bool {
-	return len(digits) == hashDigits && strings.Trim(digits, "0123456789abcdef") == ""
-}
-
-func bridgeOf(podInterface string) string {
-	if podInterface == "" {
-		podInterface = "eth0"
-	}
-	if digits, ok := strings.CutPrefix(podInterface, hashPrefix); ok && hashed(digits) {
-		podInterface = digits
-	}
-	return bridgePrefix + podInterface
-}
-
-// cutBridge gives the pod interface that a bridge is named after.
-func cutBridge(name string) (string, bool) {
-	name, ok := strings.CutPrefix(name, bridgePrefix)
-	if hashed(name) {
-		name = hashPrefix + name
-	}
-	return name, ok && name != ""
 }
 
 func container(list []corev1.Container, names ...string) int {

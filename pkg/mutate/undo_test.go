@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
@@ -133,7 +134,7 @@ func TestUndoGivesAbsenceBack(t *testing.T) {
 			before := recorded(t)
 			change(before)
 			in := string(must(json.Marshal(before)))
-			out, report := applyJSON(t, in, Facts{VMI: &VMI{Binding: BindingMasquerade}})
+			out, report := applyJSON(t, in, Facts{VMI: &kubevirt.VMI{Binding: kubevirt.BindingMasquerade}})
 			if out == in {
 				t.Fatalf("not adapted: %s", report)
 			}

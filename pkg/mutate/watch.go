@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
@@ -25,8 +26,8 @@ const (
 func assumed(pod *corev1.Pod, s *state) plan.Assumed {
 	vmi := s.facts.VMI
 	return plan.Assumed{
-		Interfaces: virtLauncher(pod) && len(s.settings.Interfaces) == 0 && (vmi == nil || vmi.PodInterface == "") &&
-			slices.Equal(s.interfaces, []string{bridgeOf("")}),
+		Interfaces: kubevirt.IsLauncher(pod.Labels) && len(s.settings.Interfaces) == 0 && (vmi == nil || vmi.PodInterface == "") &&
+			slices.Equal(s.interfaces, []string{kubevirt.Bridge("")}),
 		Guest: vmi == nil && !s.settings.GuestIPv4.IsValid() && !s.settings.GuestIPv6.IsValid(),
 	}
 }

@@ -1,7 +1,6 @@
 package mutate
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -9,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
@@ -17,7 +17,7 @@ import (
 func TestWatched(t *testing.T) {
 	const multus = "mesh/second"
 	udn := map[string]string{ovnPrimaryNetwork: ""}
-	vmi := func() *VMI { return &VMI{Binding: BindingMasquerade} }
+	vmi := func() *kubevirt.VMI { return &kubevirt.VMI{Binding: kubevirt.BindingMasquerade} }
 	for name, c := range map[string]struct {
 		set     map[string]string // annotations
 		facts   Facts
@@ -33,7 +33,7 @@ func TestWatched(t *testing.T) {
 		"Multus":                             {map[string]string{multusDefaultNetwork: multus}, Facts{VMI: vmi()}, true, "annotation v1.multus-cni.io/default-network: the guest may be behind another interface than k6t-eth0: init container meshvirt-rules stays and looks for it"},
 		"a primary network":                  {nil, Facts{VMI: vmi(), NamespaceLabels: udn}, true, "label k8s.ovn.org/primary-user-defined-network of the namespace: the guest may"},
 		"a primary network, unwatched":       {map[string]string{annotations.Watch: "false"}, Facts{VMI: vmi(), NamespaceLabels: udn}, false, "nothing watches for it: remove annotation meshvirt.io/watch: false"},
-		"a primary network, known name":      {nil, Facts{VMI: &VMI{Binding: BindingMasquerade, PodInterface: "ovn-udn1"}, NamespaceLabels: udn}, false, ""},
+		"a primary network, known name":      {nil, Facts{VMI: &kubevirt.VMI{Binding: kubevirt.BindingMasquerade, PodInterface: "ovn-udn1"}, NamespaceLabels: udn}, false, ""},
 		"a primary network, unknown VMI":     {map[string]string{annotations.Interfaces: "k6t-ovn-udn1"}, Facts{NamespaceLabels: udn}, true, "than k6t-ovn-udn1"},
 		"a primary network, all is given":    {map[string]string{annotations.Interfaces: "k6t-ovn-udn1", annotations.GuestAddresses: "10.0.2.2"}, Facts{NamespaceLabels: udn}, false, ""},
 		"a primary network, Kubernetes 1.28": {nil, Facts{NamespaceLabels: udn, NoNativeSidecars: true}, false, "needs Kubernetes 1.29 or later: set annotation meshvirt.io/interfaces"},
@@ -82,8 +82,8 @@ func TestAssumed(t *testing.T) {
 		want  plan.Assumed
 	}{
 		"the pod alone":        {nil, Facts{}, plan.Assumed{Interfaces: true, Guest: true}},
-		"the VMI":              {nil, Facts{VMI: &VMI{Binding: BindingMasquerade}}, plan.Assumed{Interfaces: true}},
-		"its status":           {nil, Facts{VMI: &VMI{Binding: BindingMasquerade, PodInterface: "eth0"}}, plan.Assumed{}},
+		"the VMI":              {nil, Facts{VMI: &kubevirt.VMI{Binding: kubevirt.BindingMasquerade}}, plan.Assumed{Interfaces: true}},
+		"its status":           {nil, Facts{VMI: &kubevirt.VMI{Binding: kubevirt.BindingMasquerade, PodInterface: "eth0"}}, plan.Assumed{}},
 		"the user's interface": {map[string]string{annotations.Interfaces: "k6t-eth0"}, Facts{}, plan.Assumed{Guest: true}},
 		"the user's address":   {map[string]string{annotations.GuestAddresses: "10.0.2.2"}, Facts{}, plan.Assumed{Interfaces: true}},
 		"a name that is not KubeVirt's": {map[string]string{"istio.io/reroute-virtual-interfaces": "k6t-net1", "traffic.sidecar.istio.io/kubevirtInterfaces": "k6t-net1"},
@@ -99,35 +99,6 @@ func TestAssumed(t *testing.T) {
 		_, report, _ := Apply(pod, c.facts, testConfig)
 		if report.Plan == nil || report.Plan.Assumed != c.want {
 			t.Errorf("%s: plan %+v, want assumed %+v", name, report.Plan, c.want)
-		}
-	}
-}
-
-// TestInterfaceNames has how KubeVirt names the bridge of a pod interface, and back.
-func TestInterfaceNames(t *testing.T) {
-	for pod, bridge := range map[string]string{
-		"eth0": "k6t-eth0", "net1": "k6t-net1", "ovn-udn1": "k6t-ovn-udn1",
-		"pod37a8eec1ce1": "k6t-37a8eec1ce1", "pod1": "k6t-pod1", "podcafecafecag": "k6t-podcafecafecag",
-	} {
-		if got := bridgeOf(pod); got != bridge {
-			t.Errorf("bridge of %s is %s, want %s", pod, got, bridge)
-		}
-		if got, ok := cutBridge(bridge); !ok || got != pod {
-			t.Errorf("%s is of %s, want %s", bridge, got, pod)
-		}
-	}
-}
-
-// TestMultusDefaultNetwork: a network that Multus makes the pod's own is the VMI's own too, and no other is.
-func TestMultusDefaultNetwork(t *testing.T) {
-	for isDefault, want := range map[bool]Binding{true: BindingMasquerade, false: BindingNone} {
-		vmi, err := ParseVMI([]byte(fmt.Sprintf(`{"kind":"VirtualMachineInstance","spec":{"networks":[{"name":"a","multus":{"networkName":"mesh/second","default":%t}}],
-			"domain":{"devices":{"interfaces":[{"name":"a","masquerade":{},"ports":[{"port":80}]}]}}}}`, isDefault)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if ports := map[bool]int{true: 1}[isDefault]; vmi.Binding != want || len(vmi.TCP) != ports {
-			t.Errorf("default %t: binding %s, ports %v; want %s", isDefault, vmi.Binding, vmi.TCP, want)
 		}
 	}
 }

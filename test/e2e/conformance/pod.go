@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
@@ -117,7 +118,7 @@ func (s setup) facts(mode plan.Mode) (mutate.Facts, error) {
 	if err != nil {
 		return mutate.Facts{}, err
 	}
-	vmi, err := mutate.ParseVMI(b)
+	vmi, err := kubevirt.ParseVMI(b)
 	return mutate.Facts{VMI: vmi}, err
 }
 

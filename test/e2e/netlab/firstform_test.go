@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
@@ -114,7 +115,7 @@ func TestFirstAmbientAsAdmitted(t *testing.T) {
 				pod.Annotations[annotations.Mode] = string(c.asked)
 			}
 			cfg := mutate.Config{Image: templates.Image{Name: "example.com/dataplane:test"}, DefaultMode: c.configured}
-			adapted, report, errs := mutate.Apply(&pod, mutate.Facts{VMI: &mutate.VMI{Binding: mutate.BindingMasquerade}}, cfg)
+			adapted, report, errs := mutate.Apply(&pod, mutate.Facts{VMI: &kubevirt.VMI{Binding: kubevirt.BindingMasquerade}}, cfg)
 			if report.Mode != c.mode || report.Reason != c.reason || len(errs) > 0 {
 				t.Errorf("mode %s for %s, errors %v, want %s for %s", report.Mode, report.Reason, errs, c.mode, c.reason)
 			}

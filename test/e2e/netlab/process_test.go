@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
@@ -188,7 +189,7 @@ func wantEach(t *testing.T, l *Lab, want map[string]string) {
 
 // admitProcess is the webhook's work on a recorded pod beside Istio. What somebody has left there of a
 // bridge must go. The VM lists ports for the lab's flows, and a range that the mesh's are in.
-func admitProcess(t *testing.T, recording string) (*corev1.Pod, *mutate.VMI) {
+func admitProcess(t *testing.T, recording string) (*corev1.Pod, *kubevirt.VMI) {
 	t.Helper()
 	root, err := tools.Root()
 	do(t, err)
@@ -201,10 +202,10 @@ func admitProcess(t *testing.T, recording string) (*corev1.Pod, *mutate.VMI) {
 	do(t, err)
 	b, err = yaml.YAMLToJSON(b)
 	do(t, err)
-	vmi, err := mutate.ParseVMI(b)
+	vmi, err := kubevirt.ParseVMI(b)
 	do(t, err)
 	vmi.TCP, vmi.UDP = []plan.PortRange{plan.Port(SSHPort), plan.Port(HTTPPort), plan.Port(AppPort)}, []plan.PortRange{plan.Port(UDPPort)}
-	if vmi.Binding == mutate.BindingPasst {
+	if vmi.Binding == kubevirt.BindingPasst {
 		vmi.TCP = append(vmi.TCP, plan.PortRange{First: 15000, Last: 15100})
 	}
 	leftovers := []string{mesh.AnnotationRerouteInterfaces, mesh.AnnotationKubevirtInterfaces}
@@ -214,7 +215,7 @@ func admitProcess(t *testing.T, recording string) (*corev1.Pod, *mutate.VMI) {
 	c := named(pod.Spec.InitContainers, "istio-init")
 	c.Args = append(c.Args, "-k", Bridge)
 	c.Env = append(c.Env, corev1.EnvVar{Name: "ISTIO_META_DNS_CAPTURE", Value: "true"})
-	if vmi.Binding == mutate.BindingPasst {
+	if vmi.Binding == kubevirt.BindingPasst {
 		c.Env = append(c.Env, corev1.EnvVar{Name: "ISTIO_DUAL_STACK", Value: "true"})
 	}
 	adapted, report, errs := mutate.Apply(&pod, mutate.Facts{VMI: vmi}, mutate.Config{Image: templates.Image{Name: "example.com/dataplane:test"}})

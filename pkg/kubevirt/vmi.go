@@ -1,4 +1,6 @@
-package mutate
+// Package kubevirt knows what adaptation needs of KubeVirt: what a VirtualMachineInstance says of its network, and what
+// KubeVirt calls its pods and the interfaces in them. It reads objects and decides nothing.
+package kubevirt
 
 import (
 	"encoding/json"
@@ -14,6 +16,9 @@ type Binding string
 
 // The bindings that make a difference. Every other network binding plugin is BindingPlugin.
 const (
+	// BindingUnknown is that of a VM whose VirtualMachineInstance is not known, and of what is no VM of KubeVirt's.
+	BindingUnknown Binding = ""
+
 	BindingNone       Binding = "none" // no interface on the pod's own network
 	BindingMasquerade Binding = "masquerade"
 	BindingBridge     Binding = "bridge"
