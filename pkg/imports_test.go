@@ -43,17 +43,17 @@ var arrows = []struct {
 		"it reads objects as they are; what is wrong with them is the check's",
 	},
 	{
-		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/inventory", "pkg/check", "pkg/admit", "cmd/webhook"},
+		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/patch", "pkg/inventory", "pkg/check", "pkg/admit", "cmd/webhook"},
 		[]string{module + "pkg/bridge", module + "pkg/nft", module + "pkg/rules", module + "pkg/keeper", module + "pkg/resolv", module + "pkg/dns", module + "pkg/proxy", module + "pkg/sockopt", "github.com/google/nftables", "github.com/vishvananda/netlink"},
 		"the webhook decides and the data plane acts; pkg/plan is all that they share",
 	},
 	{
-		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/inventory", "pkg/check"},
+		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/patch", "pkg/inventory", "pkg/check"},
 		[]string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime", module + "pkg/admit"},
 		"adaptation and checks do no I/O, so that the command line and tests run them without a cluster",
 	},
 	{
-		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/admit", "cmd/webhook"},
+		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/patch", "pkg/admit", "cmd/webhook"},
 		[]string{module + "pkg/inventory", module + "pkg/check"},
 		"checks look at admission from outside",
 	},
@@ -61,6 +61,16 @@ var arrows = []struct {
 		[]string{"pkg/templates"},
 		[]string{module + "pkg/annotations", module + "pkg/cmdline", module + "pkg/mesh", module + "pkg/mutate"},
 		"templates build containers and make no decisions",
+	},
+	{
+		[]string{"pkg/patch"},
+		[]string{module + "pkg/annotations", module + "pkg/kubevirt", module + "pkg/mesh", module + "pkg/mutate"},
+		"a patch is of two pods, whoever made the second",
+	},
+	{
+		[]string{"pkg/mutate"},
+		[]string{module + "pkg/patch", "gomodules.xyz/jsonpatch", "github.com/evanphx/json-patch"},
+		"steps change a pod; how its difference is written is for who sends it",
 	},
 	{
 		[]string{"pkg/sockopt", "pkg/dns"},
@@ -98,7 +108,7 @@ var arrows = []struct {
 		"who handles the guest's bytes writes no rules",
 	},
 	{
-		[]string{"test/lab"},
+		[]string{"test/lab", "test/corpus"},
 		[]string{module + "pkg", module + "cmd", module + "certs", module + "tools", module + "test/e2e"},
 		"tests inside any package use it",
 	},

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/meshvirt/meshvirt/pkg/mutate"
+	"github.com/meshvirt/meshvirt/pkg/patch"
 )
 
 // transform prints all manifests of a file with f's changes to each pod. With an error in any of
@@ -51,15 +51,15 @@ func transform(c *cobra.Command, file string, output form, f func(*corev1.Pod) (
 // patched makes in a manifest the change that was made from before to after. Fields of the manifest
 // that this program's Kubernetes library does not know stay.
 func patched(raw []byte, before, after *corev1.Pod) ([]byte, error) {
-	ops := mutate.Patch(before, after)
+	ops := patch.Between(before, after)
 	if len(ops) == 0 {
 		return raw, nil
 	}
-	patch, err := json.Marshal(ops)
+	encoded, err := patch.Encode(ops)
 	if err != nil {
 		return nil, err
 	}
-	p, err := jsonpatch.DecodePatch(patch)
+	p, err := jsonpatch.DecodePatch(encoded)
 	if err != nil {
 		return nil, err
 	}

@@ -12,13 +12,13 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"gomodules.xyz/jsonpatch/v2"
 	admissionv1 "k8s.io/api/admission/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/meshvirt/meshvirt/pkg/mutate"
+	"github.com/meshvirt/meshvirt/pkg/patch"
 )
 
 // Path is where the webhook serves; the chart's configuration points there.
@@ -137,35 +137,24 @@ func (h *Handler) answer(req *Request, o *outcome) *admissionv1.AdmissionRespons
 		resp.Result = &status
 		return resp
 	}
-	ops := mutate.Patch(pod, adapted)
+	ops := patch.Between(pod, adapted)
 	if o.operations = len(ops); len(ops) == 0 {
 		o.result = resultUnchanged
 		return resp
 	}
-	patch, err := encodePatch(ops)
+	encoded, err := patch.Encode(ops)
 	if err != nil {
 		o.result = resultErrored
 		return errored(http.StatusInternalServerError, fmt.Errorf("encode the patch: %w", err))
 	}
 	o.result = resultPatched
 	jsonPatch := admissionv1.PatchTypeJSONPatch
-	resp.Patch, resp.PatchType = patch, &jsonPatch
+	resp.Patch, resp.PatchType = encoded, &jsonPatch
 	return resp
 }
 
 func errored(code int32, err error) *admissionv1.AdmissionResponse {
 	return &admissionv1.AdmissionResponse{Result: &metav1.Status{Status: metav1.StatusFailure, Code: code, Message: err.Error()}}
-}
-
-// operation is jsonpatch.Operation without its MarshalJSON, which encodes each value twice.
-type operation jsonpatch.Operation
-
-func encodePatch(patch []jsonpatch.Operation) ([]byte, error) {
-	ops := make([]operation, len(patch))
-	for i, op := range patch {
-		ops[i] = operation(op)
-	}
-	return json.Marshal(ops)
 }
 
 // encode puts a response into a review. The types are made for encoding/json.

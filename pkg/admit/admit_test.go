@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/meshvirt/meshvirt/pkg/mutate"
+	"github.com/meshvirt/meshvirt/pkg/patch"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
@@ -262,7 +263,7 @@ func adaptedAlike(t *testing.T, name string, raw []byte, mode plan.Mode) []byte 
 		c := config
 		c.DefaultMode = mode
 		adapted, report, errs := mutate.Apply(pod, mutate.Facts{}, c)
-		if patches[i], err = encodePatch(mutate.Patch(pod, adapted)); err != nil {
+		if patches[i], err = patch.Encode(patch.Between(pod, adapted)); err != nil {
 			t.Fatal(err)
 		}
 		reports[i] = fmt.Appendf(nil, "%s%v", report, errs)

@@ -20,7 +20,7 @@ import (
 // The types below are what the steps of pkg/mutate look at of a pod, and no more: everything else is
 // skipped, which is most of the time that decoding a pod takes. A step that looks at another field
 // needs it here (TestDecodedPodIsAdaptedAlike). Whatever is not here stays byte for byte as it came:
-// mutate.Patch never touches it.
+// patch.Between never touches it.
 type podParts struct {
 	Metadata struct {
 		Name            string                  `json:"name"`
@@ -120,7 +120,7 @@ func (r *Request) decode() (*corev1.Pod, error) {
 		return nil, fmt.Errorf("request.object is no pod: %w", explain(r.Object.err))
 	}
 	pod, err := r.Object.pod()
-	if err == nil && slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return ours(c.Name) }) {
+	if err == nil && slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return templates.Ours(c.Name) }) {
 		err = decodeOwn(r.review, pod)
 	}
 	if err != nil {
@@ -155,7 +155,7 @@ func (p *podParts) pod() (*corev1.Pod, error) {
 	}
 	// Amounts answer one question: is the pod Guaranteed? With a container that is not limited it is not.
 	for _, list := range [][]containerParts{p.Spec.Containers, p.Spec.InitContainers} {
-		if slices.ContainsFunc(list, func(c containerParts) bool { return !ours(c.Name) && !c.Resources.Limits.complete() }) {
+		if slices.ContainsFunc(list, func(c containerParts) bool { return !templates.Ours(c.Name) && !c.Resources.Limits.complete() }) {
 			return pod, nil
 		}
 	}
@@ -217,10 +217,6 @@ func (a amounts) list() (corev1.ResourceList, error) {
 	return list, nil
 }
 
-func ours(container string) bool {
-	return container == templates.RulesName || container == templates.ProxyName
-}
-
 // decodeOwn adds what else our own containers have, in a pod that was adapted before: they are compared
 // with what they should be. It reads the review once more.
 func decodeOwn(review []byte, pod *corev1.Pod) error {
@@ -237,7 +233,7 @@ func decodeOwn(review []byte, pod *corev1.Pod) error {
 		return err
 	}
 	for i, own := range in.Request.Object.Spec.InitContainers {
-		if ours(pod.Spec.InitContainers[i].Name) {
+		if templates.Ours(pod.Spec.InitContainers[i].Name) {
 			pod.Spec.InitContainers[i] = corev1.Container(own)
 		}
 	}
@@ -256,7 +252,7 @@ func (c *ownContainer) UnmarshalJSONFrom(d *jsontext.Decoder) error {
 	var name struct {
 		Name string `json:"name"`
 	}
-	if err := json.Unmarshal(raw, &name); err != nil || !ours(name.Name) {
+	if err := json.Unmarshal(raw, &name); err != nil || !templates.Ours(name.Name) {
 		return err
 	}
 	return json.Unmarshal(raw, (*corev1.Container)(c))

@@ -108,7 +108,7 @@ const settled = time.Minute
 func containers(v *view) (all []Finding) {
 	for _, l := range v.launchers {
 		for _, c := range l.pod.Status.InitContainerStatuses {
-			if c.Name != templates.RulesName && c.Name != templates.ProxyName {
+			if !templates.Ours(c.Name) {
 				continue
 			}
 			if code, message := v.fault(c); code != "" {

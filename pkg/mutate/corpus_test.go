@@ -2,8 +2,6 @@ package mutate
 
 import (
 	"encoding/json"
-	"io/fs"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -11,20 +9,23 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
+	"github.com/meshvirt/meshvirt/pkg/patch"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
+	"github.com/meshvirt/meshvirt/test/corpus"
 )
 
 // Every recorded pod of every KubeVirt and Istio release, in every mode, comes out with these
 // properties. Golden cases show a few of them in full.
 func TestCorpus(t *testing.T) {
 	adapted := 0
-	for _, file := range corpusPods(t) {
-		in, vmi := []byte(readYAML(t, file)), readVMI(t, filepath.Join(filepath.Dir(file), "vmi.yaml"))
+	for _, file := range corpus.Pods(t, "pods") {
+		in, vmi := corpus.JSON(t, file), recordedVMI(t, file)
 		for _, facts := range []Facts{{}, {VMI: vmi}} {
 			for _, mode := range plan.Modes {
-				name := strings.TrimPrefix(file, corpus) + "/" + string(mode)
+				name := strings.TrimPrefix(file, "pods/") + "/" + string(mode)
 				if facts.VMI != nil {
 					name += "/vmi"
 				}
@@ -61,7 +62,7 @@ func checkCorpusPod(t *testing.T, pod *corev1.Pod, facts Facts, mode plan.Mode) 
 		return false
 	}
 	if report.Mode == plan.Off {
-		if out != pod || len(Patch(pod, out)) > 0 {
+		if out != pod || len(patch.Between(pod, out)) > 0 {
 			t.Errorf("left alone (%s), but changed", report.Reason)
 		}
 		return false
@@ -81,7 +82,7 @@ func checkCorpusPod(t *testing.T, pod *corev1.Pod, facts Facts, mode plan.Mode) 
 		plan.NATProxy: {templates.RulesName, templates.ProxyName},
 		plan.TProxy:   {templates.RulesName, templates.ProxyName},
 	}[report.Mode]
-	i := container(out.Spec.InitContainers, istioInit, istioValidation)
+	i := templates.Index(out.Spec.InitContainers, istioInit, istioValidation)
 	if report.Mode == plan.Ambient {
 		if i >= 0 || out.Spec.InitContainers[0].Name != templates.RulesName || report.Mesh != mesh.AmbientName {
 			t.Errorf("mode ambient beside mesh %q, first init container %s", report.Mesh, out.Spec.InitContainers[0].Name)
@@ -104,7 +105,7 @@ func checkCorpusPod(t *testing.T, pod *corev1.Pod, facts Facts, mode plan.Mode) 
 	if !slices.Equal(got, want) {
 		t.Errorf("behind %s stand %v, want %v", out.Spec.InitContainers[i].Name, got, want)
 	}
-	if p := container(out.Spec.InitContainers, istioProxy); p >= 0 && p < i {
+	if p := templates.Index(out.Spec.InitContainers, istioProxy); p >= 0 && p < i {
 		t.Errorf("istio-proxy stands before our containers")
 	}
 
@@ -125,8 +126,8 @@ func checkCorpusPod(t *testing.T, pod *corev1.Pod, facts Facts, mode plan.Mode) 
 		p.Spec.InitContainers = slices.DeleteFunc(p.Spec.InitContainers, func(c corev1.Container) bool {
 			return c.Name == templates.RulesName || c.Name == templates.ProxyName
 		})
-		p.Spec.InitContainers[container(p.Spec.InitContainers, istioInit, istioValidation)].Args = nil
-		p.Spec.Volumes = slices.DeleteFunc(p.Spec.Volumes, noToken)
+		p.Spec.InitContainers[templates.Index(p.Spec.InitContainers, istioInit, istioValidation)].Args = nil
+		p.Spec.Volumes = slices.DeleteFunc(p.Spec.Volumes, templates.IsNoToken)
 		for _, k := range []string{annotations.Status, annotations.Undo, mesh.AnnotationKubevirtInterfaces, mesh.AnnotationRerouteInterfaces, mesh.AnnotationExcludeInterfaces} {
 			delete(p.Annotations, k)
 		}
@@ -138,19 +139,12 @@ func checkCorpusPod(t *testing.T, pod *corev1.Pod, facts Facts, mode plan.Mode) 
 	return true
 }
 
-const corpus = "../../test/corpus/pods/"
-
-func corpusPods(t *testing.T) []string {
+// recordedVMI gives the VMI of a recorded pod.
+func recordedVMI(t *testing.T, pod string) *kubevirt.VMI {
 	t.Helper()
-	var files []string
-	err := filepath.WalkDir(corpus, func(path string, d fs.DirEntry, err error) error {
-		if name := filepath.Base(path); err == nil && (strings.HasPrefix(name, "injected-") || name == "pod.yaml") {
-			files = append(files, path)
-		}
-		return err
-	})
+	vmi, err := kubevirt.ParseVMI(corpus.VMI(t, pod))
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%s: %v", pod, err)
 	}
-	return files
+	return vmi
 }

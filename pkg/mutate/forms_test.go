@@ -1,10 +1,8 @@
 package mutate
 
 import (
-	"encoding/json"
 	"fmt"
-	"io/fs"
-	"path/filepath"
+	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -14,24 +12,17 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/annotations"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/templates"
+	"github.com/meshvirt/meshvirt/test/corpus"
 )
 
-func load(t *testing.T, file string) *corev1.Pod {
-	t.Helper()
-	var pod corev1.Pod
-	if err := json.Unmarshal([]byte(readYAML(t, file)), &pod); err != nil {
-		t.Fatal(err)
-	}
-	return &pod
-}
-
 func istioContainer(p *corev1.Pod) *corev1.Container {
-	return &p.Spec.InitContainers[container(p.Spec.InitContainers, istioInit, istioValidation)]
+	return &p.Spec.InitContainers[templates.Index(p.Spec.InitContainers, istioInit, istioValidation)]
 }
 
 // What Istio can be told, by whatever way, arrives in the plan.
 func TestIstioForms(t *testing.T) {
-	const web = "v1.9.0/masquerade-istio-ports/injected-"
+	const web = "pods/v1.9.0/masquerade-istio-ports/injected-"
 	setEnv := func(kv ...string) func(*corev1.Pod) {
 		return func(p *corev1.Pod) {
 			c := istioContainer(p)
@@ -77,7 +68,7 @@ func TestIstioForms(t *testing.T) {
 		{"1.11 has no -c, and exempts 22", web + "1.18.7-classic.yaml", func(p *corev1.Pod) { istioContainer(p).Image = "docker.io/istio/proxyv2:1.11.8" }, func(p plan.Plan) string { return show(p.Inbound.ExcludePorts) }, "[22]"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			pod := load(t, corpus+c.file)
+			pod := corpus.Pod(t, c.file)
 			if c.change != nil {
 				c.change(pod)
 			}
@@ -94,14 +85,10 @@ func TestIstioForms(t *testing.T) {
 
 // Pods as the other meshes' injectors made them.
 func TestOtherMeshes(t *testing.T) {
-	const root = "../../test/corpus/pods-other/"
-	seen := 0
-	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		seen++
-		name, variant := strings.TrimPrefix(path, root), strings.TrimSuffix(strings.TrimPrefix(d.Name(), "injected-"), ".yaml")
+	all := corpus.Pods(t, "pods-other")
+	for _, file := range all {
+		name := strings.TrimPrefix(file, "pods-other/")
+		variant := strings.TrimSuffix(strings.TrimPrefix(path.Base(file), "injected-"), ".yaml")
 		want, wantMesh := MeshUnsupported, name[:strings.IndexByte(name, '-')]
 		switch variant {
 		case "pod-disabled", "no-annotation":
@@ -111,7 +98,7 @@ func TestOtherMeshes(t *testing.T) {
 		}
 		for _, mode := range []plan.Mode{plan.Auto, plan.NATProxy, plan.Native} {
 			t.Run(name+"/"+string(mode), func(t *testing.T) {
-				pod := load(t, path)
+				pod := corpus.Pod(t, file)
 				pod.Annotations[annotations.Mode] = string(mode)
 				out, report, errs := Apply(pod, Facts{}, testConfig)
 				if out != pod || len(errs) > 0 || report.Reason != want || report.Mesh != wantMesh {
@@ -122,18 +109,17 @@ func TestOtherMeshes(t *testing.T) {
 				}
 			})
 		}
-		return nil
-	})
-	if err != nil || seen < 14 {
-		t.Errorf("%d pods, error %v", seen, err)
+	}
+	if len(all) < 14 {
+		t.Errorf("%d pods, want those of three meshes", len(all))
 	}
 }
 
 // What an injector spoilt is told, and what it did not is not.
 func TestSpoiltPods(t *testing.T) {
 	seen := map[string]int{}
-	for _, file := range corpusPods(t) {
-		pod := load(t, file)
+	for _, file := range corpus.Pods(t, "pods") {
+		pod := corpus.Pod(t, file)
 		_, report, _ := Apply(pod, Facts{}, testConfig)
 		warnings := strings.Join(report.Warnings, "\n")
 		newKubeVirt := strings.Contains(file, "/v1.9.0/")
@@ -157,7 +143,7 @@ func TestSpoiltPods(t *testing.T) {
 // where nobody adapts it.
 func TestLostAnnotation(t *testing.T) {
 	for mode, want := range map[string]bool{"off": true, "native": false, "rules": false, "process": false} {
-		pod := load(t, corpus+"v1.9.0/masquerade-istio-ports/injected-1.26.8-cni.yaml")
+		pod := corpus.Pod(t, "pods/v1.9.0/masquerade-istio-ports/injected-1.26.8-cni.yaml")
 		for i := range pod.Spec.InitContainers {
 			c := &pod.Spec.InitContainers[i]
 			c.Image = strings.Replace(c.Image, "1.26.8", "1.26.4", 1)

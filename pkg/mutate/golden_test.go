@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
+	"github.com/meshvirt/meshvirt/pkg/patch"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
 
@@ -76,7 +77,7 @@ func applyJSON(t *testing.T, in string, facts Facts) (out, report string) {
 	for _, e := range errs {
 		lines.WriteString("error: " + e.Error() + "\n")
 	}
-	ops := Patch(&pod, adapted)
+	ops := patch.Between(&pod, adapted)
 	if len(ops) == 0 {
 		return in, lines.String()
 	}

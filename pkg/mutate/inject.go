@@ -28,7 +28,7 @@ func injectRules(pod *corev1.Pod, s *state) Reason {
 // injectProxy puts the relay behind the rules and, like a native mesh sidecar, before the VM.
 func injectProxy(pod *corev1.Pod, s *state) Reason {
 	if !s.proxy { // an earlier admission, in another mode, may have injected it
-		if i := container(pod.Spec.InitContainers, templates.ProxyName); i >= 0 {
+		if i := templates.Index(pod.Spec.InitContainers, templates.ProxyName); i >= 0 {
 			pod.Spec.InitContainers = slices.Delete(slices.Clone(pod.Spec.InitContainers), i, i+1)
 			s.changed("init container %s: removed, mode %s has none", templates.ProxyName, s.report.Mode)
 		}
@@ -44,10 +44,10 @@ func injectProxy(pod *corev1.Pod, s *state) Reason {
 // put makes c an init container of the pod: at index if it is new, else where it is. What the API
 // server or other webhooks added to fields that c leaves open stays.
 func (s *state) put(pod *corev1.Pod, index int, c corev1.Container) Reason {
-	if i := container(pod.Spec.Containers, c.Name); i >= 0 {
+	if i := templates.Index(pod.Spec.Containers, c.Name); i >= 0 {
 		return s.invalid(field.Invalid(containersPath.Index(i).Child("name"), c.Name, "want another name: MeshVirt's init container has this one"))
 	}
-	i := container(pod.Spec.InitContainers, c.Name)
+	i := templates.Index(pod.Spec.InitContainers, c.Name)
 	switch {
 	case i < 0:
 		pod.Spec.InitContainers = slices.Insert(pod.Spec.InitContainers, index, c)
@@ -68,23 +68,17 @@ func withholdToken(pod *corev1.Pod, s *state) Reason {
 	}
 	var withheld bool
 	for i := range pod.Spec.InitContainers {
-		if !ours(pod.Spec.InitContainers[i].Name) {
+		if !templates.Ours(pod.Spec.InitContainers[i].Name) {
 			continue
 		}
 		c, added := templates.WithoutToken(pod.Spec.InitContainers[i])
 		pod.Spec.InitContainers[i], withheld = c, withheld || added
 	}
-	if withheld && !slices.ContainsFunc(pod.Spec.Volumes, noToken) {
+	if withheld && !slices.ContainsFunc(pod.Spec.Volumes, templates.IsNoToken) {
 		pod.Spec.Volumes = append(slices.Clip(pod.Spec.Volumes), templates.NoToken())
 		s.changed("volume %s: added, in the place of the pod's API token in MeshVirt's containers", templates.NoTokenName)
 	}
 	return ""
-}
-
-func noToken(v corev1.Volume) bool { return v.Name == templates.NoTokenName }
-
-func ours(container string) bool {
-	return container == templates.RulesName || container == templates.ProxyName
 }
 
 // guaranteed reports whether the pod, apart from our own containers, has the Guaranteed quality of
@@ -93,7 +87,7 @@ func ours(container string) bool {
 func guaranteed(pod *corev1.Pod) bool {
 	for _, list := range [][]corev1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
 		for i := range list {
-			if r := list[i].Resources; !ours(list[i].Name) && !(limited(r, corev1.ResourceCPU) && limited(r, corev1.ResourceMemory)) {
+			if r := list[i].Resources; !templates.Ours(list[i].Name) && !(limited(r, corev1.ResourceCPU) && limited(r, corev1.ResourceMemory)) {
 				return false
 			}
 		}

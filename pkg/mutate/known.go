@@ -36,7 +36,7 @@ func recall(pod *corev1.Pod, was Status) *kubevirt.VMI {
 		}
 		return vmi
 	}
-	i := container(pod.Spec.InitContainers, templates.RulesName)
+	i := templates.Index(pod.Spec.InitContainers, templates.RulesName)
 	if i < 0 {
 		return nil
 	}
@@ -87,7 +87,7 @@ func sayFacts(pod *corev1.Pod, s *state) Reason {
 	if s.facts.VMI == nil && s.facts.Unknown != "" && kubevirt.IsLauncher(pod.Labels) {
 		s.warn("the VirtualMachineInstance is not known (%s): decided by the pod alone%s", s.facts.Unknown, assumption(s.plan))
 	}
-	if level := RefusingLevel(s.facts.NamespaceLabels); level != "" && container(pod.Spec.InitContainers, templates.RulesName) >= 0 {
+	if level := RefusingLevel(s.facts.NamespaceLabels); level != "" && templates.Index(pod.Spec.InitContainers, templates.RulesName) >= 0 {
 		where := "the namespace"
 		if pod.Namespace != "" {
 			where = "namespace " + pod.Namespace

@@ -13,6 +13,7 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
+	"github.com/meshvirt/meshvirt/test/corpus"
 )
 
 // The VMI is known once and not later, or was never known: what was decided with it stays.
@@ -65,9 +66,9 @@ func TestWorseFactsChangeNothing(t *testing.T) {
 // The same for every pod of the corpus beside its own VMI.
 func TestWorseFactsChangeNoPodOfTheCorpus(t *testing.T) {
 	adapted := 0
-	for _, file := range must(filepath.Glob("../../test/corpus/pods/*/*/injected-*.yaml")) {
-		vmi := readVMI(t, filepath.Join(filepath.Dir(file), "vmi.yaml"))
-		in := readYAML(t, file)
+	for _, file := range corpus.Pods(t, "pods") {
+		vmi := recordedVMI(t, file)
+		in := string(corpus.JSON(t, file))
 		once, _ := applyJSON(t, in, Facts{VMI: vmi})
 		if once == in {
 			continue
@@ -97,7 +98,7 @@ func TestRecallGivesWayToThePod(t *testing.T) {
 	delete(pod.Annotations, annotations.Mode)
 	for name, edit := range map[string]func(*corev1.Pod){
 		"plan of another release": func(p *corev1.Pod) {
-			i := container(p.Spec.InitContainers, templates.RulesName)
+			i := templates.Index(p.Spec.InitContainers, templates.RulesName)
 			c := p.Spec.InitContainers[i].DeepCopy()
 			c.Env[0].Value = strings.Replace(c.Env[0].Value, plan.Release, "0.0.1", 1)
 			p.Spec.InitContainers[i] = *c

@@ -11,6 +11,7 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/cmdline"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/templates"
 )
 
 // The init containers that set the mesh's redirection up, or check that
@@ -23,7 +24,7 @@ const (
 
 // readMesh finds the mesh's container and reads what it redirects.
 func readMesh(pod *corev1.Pod, s *state) Reason {
-	s.meshInit = container(pod.Spec.InitContainers, istioInit, istioValidation)
+	s.meshInit = templates.Index(pod.Spec.InitContainers, istioInit, istioValidation)
 	if s.meshInit < 0 {
 		return recognise(pod, s)
 	}
@@ -76,7 +77,7 @@ func input(pod *corev1.Pod, init int) mesh.Input {
 	}
 	if in.CNI {
 		for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
-			if i := container(list, istioProxy); i >= 0 {
+			if i := templates.Index(list, istioProxy); i >= 0 {
 				in.Env = environment(&list[i])
 			}
 		}
@@ -153,7 +154,7 @@ func (s *state) warnOfMesh(pod *corev1.Pod) {
 	if s.report.Mode != plan.Process && s.report.Mode != plan.Ambient {
 		s.report.Warnings = append(s.report.Warnings, s.advice...)
 	}
-	init := container(pod.Spec.InitContainers, istioInit, istioValidation)
+	init := templates.Index(pod.Spec.InitContainers, istioInit, istioValidation)
 	if init < 0 {
 		return
 	}

@@ -10,22 +10,19 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
+	"github.com/meshvirt/meshvirt/pkg/patch"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
+	"github.com/meshvirt/meshvirt/test/corpus"
 )
 
 // recorded is a masquerade VM's pod with ports 22 and 80 beside a native Istio sidecar.
 func recorded(t *testing.T) *corev1.Pod {
 	t.Helper()
-	var pod corev1.Pod
-	if err := json.Unmarshal([]byte(readYAML(t, corpus+"v1.9.0/masquerade-istio-ports/injected-1.31.0-rc.0-native.yaml")), &pod); err != nil {
-		t.Fatal(err)
-	}
-	return &pod
+	return corpus.Pod(t, corpus.Sidecar)
 }
 
 func TestPodsThatAreNotOursStayAsTheyAre(t *testing.T) {
@@ -155,7 +152,7 @@ func TestDefaultedOutputIsNotChanged(t *testing.T) {
 		}
 	}
 	again, report, errs := Apply(out, Facts{}, testConfig)
-	if ops := Patch(out, again); len(ops) > 0 || len(errs) > 0 {
+	if ops := patch.Between(out, again); len(ops) > 0 || len(errs) > 0 {
 		t.Errorf("patch %v, errors %v, changes %v", ops, errs, report.Changes)
 	}
 }
@@ -163,10 +160,10 @@ func TestDefaultedOutputIsNotChanged(t *testing.T) {
 // The sibling: what somebody really changed is put right.
 func TestTamperedOutputIsRepaired(t *testing.T) {
 	out, _, _ := Apply(recorded(t), Facts{}, testConfig)
-	i := container(out.Spec.InitContainers, templates.RulesName)
+	i := templates.Index(out.Spec.InitContainers, templates.RulesName)
 	out.Spec.InitContainers[i].SecurityContext.Capabilities.Add = []corev1.Capability{"SYS_ADMIN"}
 	again, _, _ := Apply(out, Facts{}, testConfig)
-	ops := Patch(out, again)
+	ops := patch.Between(out, again)
 	if want := fmt.Sprintf("/spec/initContainers/%d", i); len(ops) != 1 || ops[0].Path != want || ops[0].Operation != "replace" {
 		t.Errorf("patch %v, want one replace of %s", ops, want)
 	}
@@ -201,11 +198,8 @@ func TestRelayOfAnEarlierModeGoes(t *testing.T) {
 
 // When the mesh injects after us, the API server invokes us again (reinvocationPolicy IfNeeded).
 func TestMeshInjectedAfterUs(t *testing.T) {
-	var bare corev1.Pod
-	if err := json.Unmarshal([]byte(readYAML(t, corpus+"v1.9.0/masquerade-istio-ports/pod.yaml")), &bare); err != nil {
-		t.Fatal(err)
-	}
-	if _, report, _ := Apply(&bare, Facts{}, testConfig); report.Reason != NoMesh {
+	bare := corpus.Pod(t, "pods/v1.9.0/masquerade-istio-ports/pod.yaml")
+	if _, report, _ := Apply(bare, Facts{}, testConfig); report.Reason != NoMesh {
 		t.Fatalf("reason %s, want %s", report.Reason, NoMesh)
 	}
 	if _, report, _ := Apply(recorded(t), Facts{}, testConfig); report.Mode != plan.Rules {
@@ -264,18 +258,6 @@ func TestPlan(t *testing.T) {
 			t.Errorf("plan %s", got)
 		}
 	})
-}
-
-func TestPatchEscapesKeys(t *testing.T) {
-	before := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{"a/b~c": "1", "x": "1"}}}
-	after := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{"a/b~c": "2", "y/z": "1"}}}
-	var got []string
-	for _, op := range Patch(before, after) {
-		got = append(got, op.Operation+" "+op.Path)
-	}
-	if want := []string{"remove /metadata/annotations/x", "replace /metadata/annotations/a~1b~0c", "add /metadata/annotations/y~1z"}; !slices.Equal(got, want) {
-		t.Errorf("patch %q, want %q", got, want)
-	}
 }
 
 func TestReasonsHaveTexts(t *testing.T) {

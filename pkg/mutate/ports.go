@@ -37,7 +37,7 @@ func takenPorts(pod *corev1.Pod, p *plan.Plan) *ports {
 	}
 	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i := range list {
-			if list[i].Name == templates.RulesName || list[i].Name == templates.ProxyName {
+			if templates.Ours(list[i].Name) {
 				continue // of an earlier admission, whose ports are given out again
 			}
 			for _, port := range list[i].Ports {

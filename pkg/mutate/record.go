@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/templates"
 )
 
 // record is the value of meshvirt.io/undo: what adaptation changed, as it was before. Only what was
@@ -60,10 +61,10 @@ func readRecord(pod *corev1.Pod) (*record, *field.Error) {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.InitContainers)) {
-		if ours(name) {
+		if templates.Ours(name) {
 			return bad("init container " + name + " is MeshVirt's own")
 		}
-		if container(pod.Spec.InitContainers, name) < 0 {
+		if templates.Index(pod.Spec.InitContainers, name) < 0 {
 			return bad("the pod has no init container " + name)
 		}
 	}
@@ -73,7 +74,7 @@ func readRecord(pod *corev1.Pod) (*record, *field.Error) {
 // adapted reports whether the pod shows that it was adapted, by the webhook or by hand.
 func adapted(pod *corev1.Pod) bool {
 	_, ok := pod.Annotations[annotations.Status]
-	return ok || slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return ours(c.Name) })
+	return ok || slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return templates.Ours(c.Name) })
 }
 
 // Remember adds to the record of an adapted pod how before looked where the two differ, so that Undo
@@ -191,7 +192,7 @@ func (r *record) add(before, after *corev1.Pod) {
 	for i := range after.Spec.InitContainers {
 		now := &after.Spec.InitContainers[i]
 		was, ok := earlier[now.Name]
-		if !ok || ours(now.Name) {
+		if !ok || templates.Ours(now.Name) {
 			continue
 		}
 		c := r.InitContainers[now.Name]

@@ -1,13 +1,13 @@
 package mutate
 
 import (
-	"encoding/json"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/patch"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
@@ -75,7 +75,7 @@ func TestRecordGivesWay(t *testing.T) {
 	if want := "change: annotation meshvirt.io/undo: removed"; !strings.Contains(report.String(), want) {
 		t.Errorf("no %q in\n%s", want, report)
 	}
-	b, err := json.Marshal(Patch(pod, out))
+	b, err := patch.Encode(patch.Between(pod, out))
 	if err != nil || !strings.Contains(string(b), `"op":"remove","path":"/metadata/annotations/meshvirt.io~1undo"`) {
 		t.Errorf("patch %s (%v)", b, err)
 	}

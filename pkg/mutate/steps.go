@@ -2,7 +2,6 @@ package mutate
 
 import (
 	"maps"
-	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -86,13 +85,4 @@ func findInterface(_ *corev1.Pod, s *state) Reason {
 		s.interfaces = s.previous.Interfaces
 	}
 	return ""
-}
-
-func container(list []corev1.Container, names ...string) int {
-	for i := range list { // a container is too large to be handed to a function
-		if slices.Contains(names, list[i].Name) {
-			return i
-		}
-	}
-	return -1
 }

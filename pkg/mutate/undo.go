@@ -53,13 +53,13 @@ func Undo(pod *corev1.Pod) (*corev1.Pod, Changes, error) {
 		reroute(out, &c)
 	}
 	out.Spec.InitContainers = slices.DeleteFunc(out.Spec.InitContainers, func(have corev1.Container) bool {
-		if ours(have.Name) {
+		if templates.Ours(have.Name) {
 			c.made("init container %s: removed", have.Name)
 		}
-		return ours(have.Name)
+		return templates.Ours(have.Name)
 	})
-	if slices.ContainsFunc(out.Spec.Volumes, noToken) {
-		out.Spec.Volumes = slices.DeleteFunc(slices.Clone(out.Spec.Volumes), noToken)
+	if slices.ContainsFunc(out.Spec.Volumes, templates.IsNoToken) {
+		out.Spec.Volumes = slices.DeleteFunc(slices.Clone(out.Spec.Volumes), templates.IsNoToken)
 		c.made("volume %s: removed", templates.NoTokenName)
 	}
 	for _, k := range annotations.Own {
@@ -73,7 +73,7 @@ func (r *record) restore(pod *corev1.Pod, c *Changes) {
 		restoreAnnotation(pod, c, k, r.Annotations[k])
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.InitContainers)) {
-		was, now := r.InitContainers[name], &pod.Spec.InitContainers[container(pod.Spec.InitContainers, name)]
+		was, now := r.InitContainers[name], &pod.Spec.InitContainers[templates.Index(pod.Spec.InitContainers, name)]
 		restoreList(c, name, "command", &now.Command, was.Command)
 		restoreList(c, name, "args", &now.Args, was.Args)
 	}
@@ -104,7 +104,7 @@ func restoreList(c *Changes, name, what string, now *[]string, was []string) {
 // reroute gives the guest's interface back to the mesh where there is no record of how it was.
 func reroute(pod *corev1.Pod, c *Changes) {
 	mode, interfaces := adaptation(pod)
-	i := container(pod.Spec.InitContainers, istioInit, istioValidation)
+	i := templates.Index(pod.Spec.InitContainers, istioInit, istioValidation)
 	switch {
 	case mode == plan.Native || mode == plan.Process: // they give the mesh's own redirection its way, and lose nothing that works
 		c.warn("annotation %s is missing: the mesh's settings stay as mode %s has them, and may differ from what they were", annotations.Undo, mode)
@@ -147,7 +147,7 @@ func adaptation(pod *corev1.Pod) (plan.Mode, []string) {
 	if s := StatusOf(pod); s.Mode != "" {
 		return s.Mode, s.Interfaces
 	}
-	if i := container(pod.Spec.InitContainers, templates.RulesName); i >= 0 {
+	if i := templates.Index(pod.Spec.InitContainers, templates.RulesName); i >= 0 {
 		if p, err := plan.Decode(environment(&pod.Spec.InitContainers[i])[plan.Env]); err == nil {
 			return p.Mode, p.Interfaces
 		}

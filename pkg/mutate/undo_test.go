@@ -13,6 +13,7 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/annotations"
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
+	"github.com/meshvirt/meshvirt/pkg/patch"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
@@ -32,7 +33,7 @@ func undoJSON(t *testing.T, in string) (string, Changes) {
 	if diff := cmp.Diff(before, &pod); diff != "" {
 		t.Errorf("Undo changed its argument (-before +after)\n%s", diff)
 	}
-	patch := must(jsonpatch.DecodePatch(must(json.Marshal(Patch(&pod, undone)))))
+	patch := must(jsonpatch.DecodePatch(must(patch.Encode(patch.Between(&pod, undone)))))
 	out := must(patch.Apply([]byte(in)))
 	var fromPatch corev1.Pod
 	if err := json.Unmarshal(out, &fromPatch); err != nil {
@@ -202,7 +203,7 @@ func TestUndoWithoutRecord(t *testing.T) {
 
 func forget(p *corev1.Pod) {
 	delete(p.Annotations, annotations.Status)
-	p.Spec.InitContainers[container(p.Spec.InitContainers, templates.RulesName)].Env = nil
+	p.Spec.InitContainers[templates.Index(p.Spec.InitContainers, templates.RulesName)].Env = nil
 }
 
 func TestUndoRefusesTamperedRecords(t *testing.T) {

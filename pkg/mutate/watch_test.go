@@ -52,7 +52,7 @@ func TestWatched(t *testing.T) {
 			if len(errs) > 0 || report.Plan == nil {
 				t.Fatalf("errors %v, report\n%s", errs, report)
 			}
-			r := out.Spec.InitContainers[container(out.Spec.InitContainers, templates.RulesName)]
+			r := out.Spec.InitContainers[templates.Index(out.Spec.InitContainers, templates.RulesName)]
 			sidecar := r.RestartPolicy != nil && *r.RestartPolicy == corev1.ContainerRestartPolicyAlways
 			if got := []bool{report.Plan.WatchPort != 0, slices.Equal(r.Args, []string{"-watch"}), sidecar}; !slices.Equal(got, []bool{c.watched, c.watched, c.watched}) {
 				t.Errorf("port, argument and restart policy of a watcher: %t, want all %t", got, c.watched)

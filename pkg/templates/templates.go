@@ -28,6 +28,19 @@ const NoTokenName = "meshvirt-no-token"
 // (ServiceAccount admission, https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/).
 const tokenPath = "/var/run/secrets/kubernetes.io/serviceaccount"
 
+// Ours reports whether a container is one that is built here, by its name.
+func Ours(container string) bool { return container == RulesName || container == ProxyName }
+
+// Index gives where in a list the first container stands that has one of the names; negative if none has.
+func Index(list []corev1.Container, names ...string) int {
+	for i := range list { // a container is too large to be handed to a function
+		if slices.Contains(names, list[i].Name) {
+			return i
+		}
+	}
+	return -1
+}
+
 // DefaultImage is the data-plane image of this release.
 const DefaultImage = "ghcr.io/meshvirt/dataplane:" + plan.Release
 
@@ -98,6 +111,9 @@ func Proxy(p plan.Plan, image Image, guaranteed bool) (corev1.Container, error) 
 func NoToken() corev1.Volume {
 	return corev1.Volume{Name: NoTokenName, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}
 }
+
+// IsNoToken reports whether a volume is NoToken, by its name.
+func IsNoToken(v corev1.Volume) bool { return v.Name == NoTokenName }
 
 // WithoutToken gives a container that has nothing where API servers would mount the pod's token, and reports whether it had
 // to add that. What is mounted there already stays.

@@ -1,6 +1,8 @@
-package mutate
+// Package patch makes the JSON patch between two pods, for the changes that adaptation makes.
+package patch
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -8,15 +10,17 @@ import (
 	"gomodules.xyz/jsonpatch/v2"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+
+	"github.com/meshvirt/meshvirt/pkg/templates"
 )
 
-// Patch gives the JSON patch (RFC 6902) that makes before into after, for the changes that Apply and
-// Undo make: annotations, command and arguments of init containers, our own containers and volume put in,
+// Between gives the JSON patch (RFC 6902) that makes before into after, for the changes that adapt a pod or
+// give it back: annotations, command and arguments of init containers, our own containers and volume put in,
 // replaced or taken out. It is minimal and addresses only what changed, so fields that this program's Kubernetes library does not
 // know stay byte for byte as they are. A diff of the marshalled pods would cost more than the whole
 // admission, and would drop or misplace such fields: lists are compared by index there.
-func Patch(before, after *corev1.Pod) []jsonpatch.Operation {
-	ops := append(patchAnnotations(before.Annotations, after.Annotations), patchVolumes(before.Spec.Volumes, after.Spec.Volumes)...)
+func Between(before, after *corev1.Pod) []jsonpatch.Operation {
+	ops := append(annotations(before.Annotations, after.Annotations), volumes(before.Spec.Volumes, after.Spec.Volumes)...)
 	if len(before.Spec.InitContainers) == 0 && len(after.Spec.InitContainers) > 0 {
 		return append(ops, jsonpatch.NewOperation("add", "/spec/initContainers", after.Spec.InitContainers))
 	}
@@ -25,7 +29,7 @@ func Patch(before, after *corev1.Pod) []jsonpatch.Operation {
 	}
 	rest := before.Spec.InitContainers
 	remove := func(path string) {
-		for len(rest) > 0 && ours(rest[0].Name) && container(after.Spec.InitContainers, rest[0].Name) < 0 {
+		for len(rest) > 0 && templates.Ours(rest[0].Name) && templates.Index(after.Spec.InitContainers, rest[0].Name) < 0 {
 			ops = append(ops, jsonpatch.NewOperation("remove", path, nil))
 			rest = rest[1:]
 		}
@@ -39,21 +43,21 @@ func Patch(before, after *corev1.Pod) []jsonpatch.Operation {
 		}
 		was := rest[0]
 		rest = rest[1:]
-		if ours(c.Name) {
+		if templates.Ours(c.Name) {
 			if !equality.Semantic.DeepEqual(was, c) {
 				ops = append(ops, jsonpatch.NewOperation("replace", path, c))
 			}
 			continue
 		}
-		ops = append(ops, patchList(path+"/command", was.Command, c.Command)...)
-		ops = append(ops, patchList(path+"/args", was.Args, c.Args)...)
+		ops = append(ops, list(path+"/command", was.Command, c.Command)...)
+		ops = append(ops, list(path+"/args", was.Args, c.Args)...)
 	}
 	remove(fmt.Sprintf("/spec/initContainers/%d", len(after.Spec.InitContainers)))
 	return ops
 }
 
-func patchVolumes(before, after []corev1.Volume) []jsonpatch.Operation {
-	was, is := slices.IndexFunc(before, noToken), slices.IndexFunc(after, noToken)
+func volumes(before, after []corev1.Volume) []jsonpatch.Operation {
+	was, is := slices.IndexFunc(before, templates.IsNoToken), slices.IndexFunc(after, templates.IsNoToken)
 	switch {
 	case was < 0 && is >= 0 && len(before) == 0:
 		return []jsonpatch.Operation{jsonpatch.NewOperation("add", "/spec/volumes", after)}
@@ -67,7 +71,7 @@ func patchVolumes(before, after []corev1.Volume) []jsonpatch.Operation {
 	return nil
 }
 
-func patchList(path string, before, after []string) []jsonpatch.Operation {
+func list(path string, before, after []string) []jsonpatch.Operation {
 	switch {
 	case slices.Equal(before, after):
 		return nil
@@ -79,7 +83,7 @@ func patchList(path string, before, after []string) []jsonpatch.Operation {
 	return []jsonpatch.Operation{jsonpatch.NewOperation("replace", path, after)}
 }
 
-func patchAnnotations(before, after map[string]string) []jsonpatch.Operation {
+func annotations(before, after map[string]string) []jsonpatch.Operation {
 	if len(before) == 0 {
 		if len(after) == 0 {
 			return nil
@@ -115,6 +119,18 @@ func patchAnnotations(before, after map[string]string) []jsonpatch.Operation {
 	}
 	return ops
 }
+
+// Encode gives the operations as the patch's JSON.
+func Encode(ops []jsonpatch.Operation) ([]byte, error) {
+	all := make([]operation, len(ops))
+	for i, op := range ops {
+		all[i] = operation(op)
+	}
+	return json.Marshal(all)
+}
+
+// operation is jsonpatch.Operation without its MarshalJSON, which encodes each value twice.
+type operation jsonpatch.Operation
 
 // pointerEscaper escapes a reference token of a JSON pointer (RFC 6901 section 3).
 var pointerEscaper = strings.NewReplacer("~", "~0", "/", "~1")
