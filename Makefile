@@ -53,7 +53,7 @@ fuzz: ## Run each fuzz target for a minute
 
 golden: ## Write the golden files again after a wanted change; read the diff
 	@$(SETUP) helm >/dev/null
-	go test $(GOFLAGS_BUILD) ./pkg/mutate ./pkg/annotations ./pkg/check ./cmd/meshvirt ./pkg/walk ./charts ./test/e2e/netlab -run "Golden|Documented" -update
+	go test $(GOFLAGS_BUILD) ./pkg/mutate ./pkg/decision ./pkg/annotations ./pkg/check ./cmd/meshvirt ./pkg/walk ./charts ./test/e2e/netlab -run "Golden|Documented" -update
 
 chart: ## Check the Helm chart and package it into build/
 	@$(SETUP) helm kubeconform >/dev/null

@@ -43,23 +43,28 @@ var arrows = []struct {
 		"it reads objects as they are; what is wrong with them is the check's",
 	},
 	{
-		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/patch", "pkg/inventory", "pkg/check", "pkg/admit", "cmd/webhook"},
+		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/decision", "pkg/templates", "pkg/mutate", "pkg/patch", "pkg/inventory", "pkg/check", "pkg/admit", "cmd/webhook"},
 		[]string{module + "pkg/bridge", module + "pkg/nft", module + "pkg/rules", module + "pkg/keeper", module + "pkg/resolv", module + "pkg/dns", module + "pkg/proxy", module + "pkg/sockopt", "github.com/google/nftables", "github.com/vishvananda/netlink"},
 		"the webhook decides and the data plane acts; pkg/plan is all that they share",
 	},
 	{
-		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/patch", "pkg/inventory", "pkg/check"},
+		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/decision", "pkg/templates", "pkg/mutate", "pkg/patch", "pkg/inventory", "pkg/check"},
 		[]string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime", module + "pkg/admit"},
 		"adaptation and checks do no I/O, so that the command line and tests run them without a cluster",
 	},
 	{
-		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/templates", "pkg/mutate", "pkg/patch", "pkg/admit", "cmd/webhook"},
+		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/decision", "pkg/templates", "pkg/mutate", "pkg/patch", "pkg/admit", "cmd/webhook"},
 		[]string{module + "pkg/inventory", module + "pkg/check"},
 		"checks look at admission from outside",
 	},
 	{
+		[]string{"pkg/decision"},
+		[]string{module + "pkg/templates", module + "pkg/mutate", "k8s.io/api"},
+		"a mode is decided by what is known of a pod, not by looking into one",
+	},
+	{
 		[]string{"pkg/templates"},
-		[]string{module + "pkg/annotations", module + "pkg/cmdline", module + "pkg/mesh", module + "pkg/mutate"},
+		[]string{module + "pkg/annotations", module + "pkg/decision", module + "pkg/kubevirt", module + "pkg/cmdline", module + "pkg/mesh", module + "pkg/mutate"},
 		"templates build containers and make no decisions",
 	},
 	{

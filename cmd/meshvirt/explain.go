@@ -13,8 +13,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/drawing"
-	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/rules"
 	"github.com/meshvirt/meshvirt/pkg/templates"
@@ -69,8 +69,8 @@ type explanation struct {
 	Namespace string `json:"namespace,omitempty"`
 	Pod       string `json:"pod"`
 	// Mode is off for a pod that is left alone.
-	Mode   plan.Mode     `json:"mode"`
-	Reason mutate.Reason `json:"reason"`
+	Mode   plan.Mode       `json:"mode"`
+	Reason decision.Reason `json:"reason"`
 	// Why is the reason's text.
 	Why  string `json:"why"`
 	Mesh string `json:"mesh,omitempty"`
@@ -127,11 +127,11 @@ func (a adapter) explainPod(pod *corev1.Pod, assumed rules.Pod) (explanation, er
 	_, report, errs := a.apply(pod)
 	x := explanation{
 		Namespace: pod.Namespace, Pod: podName(pod),
-		Mode: report.Mode, Reason: report.Reason, Why: mutate.ReasonTexts[report.Reason], Mesh: report.Mesh,
+		Mode: report.Mode, Reason: report.Reason, Why: decision.ReasonTexts[report.Reason], Mesh: report.Mesh,
 		Warnings: report.Warnings, Changes: report.Changes, Plan: report.Plan,
 	}
 	if report.Mode == plan.Off {
-		x.Advice = mutate.Advice(report.Reason) + flagHints[report.Reason]
+		x.Advice = decision.Advice(report.Reason) + flagHints[report.Reason]
 	}
 	if len(errs) > 0 {
 		for _, e := range errs {
@@ -187,9 +187,9 @@ func assumptions(p plan.Plan, pod rules.Pod) (all []string) {
 }
 
 // flagHints say which flags help to try what the advice names.
-var flagHints = map[mutate.Reason]string{
-	mutate.OptedOut:           " --mode tries one here.",
-	mutate.NoVirtualInterface: " --vmi gives the VMI here.",
+var flagHints = map[decision.Reason]string{
+	decision.OptedOut:           " --mode tries one here.",
+	decision.NoVirtualInterface: " --vmi gives the VMI here.",
 }
 
 func printAll(out io.Writer, output form, all []explanation) error {

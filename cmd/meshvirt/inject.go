@@ -9,7 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
-	"github.com/meshvirt/meshvirt/pkg/mutate"
+	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
@@ -57,7 +57,7 @@ func (a adapter) inject(pod *corev1.Pod, notes io.Writer) (*corev1.Pod, error) {
 		return nil, invalid(errs)
 	}
 	if report.Mode == plan.Off {
-		fmt.Fprintf(notes, "meshvirt: pod %s is left alone: %s: %s\n", podName(pod), report.Reason, mutate.ReasonTexts[report.Reason])
+		fmt.Fprintf(notes, "meshvirt: pod %s is left alone: %s: %s\n", podName(pod), report.Reason, decision.ReasonTexts[report.Reason])
 	}
 	return adapted, nil
 }

@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 
+	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
@@ -258,10 +259,10 @@ func TestEventsOfOutcomes(t *testing.T) {
 	plain := &corev1.Pod{}
 	asks := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{"meshvirt.io/mode": "off"}}}
 	again := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{"meshvirt.io/status": "{}"}}}
-	rules := mutate.Report{Mode: plan.Rules, Reason: mutate.MasqueradeSidecar, Mesh: "istio"}
+	rules := mutate.Report{Mode: plan.Rules, Reason: decision.MasqueradeSidecar, Mesh: "istio"}
 	warned := rules
 	warned.Warnings = []string{"one", "two."}
-	off := func(r mutate.Reason, mesh string) mutate.Report {
+	off := func(r decision.Reason, mesh string) mutate.Report {
 		return mutate.Report{Mode: plan.Off, Reason: r, Mesh: mesh}
 	}
 	for name, c := range map[string]struct {
@@ -270,18 +271,18 @@ func TestEventsOfOutcomes(t *testing.T) {
 		result string
 		want   string
 	}{
-		"adapted":                      {plain, rules, resultPatched, "Normal MeshJoined Joined istio in mode rules (MasqueradeSidecar). " + mutate.ReasonTexts[mutate.MasqueradeSidecar]},
-		"adapted with warnings":        {plain, warned, resultPatched, "Normal MeshJoined Joined istio in mode rules (MasqueradeSidecar). " + mutate.ReasonTexts[mutate.MasqueradeSidecar] + " Warning: one. Warning: two."},
+		"adapted":                      {plain, rules, resultPatched, "Normal MeshJoined Joined istio in mode rules (MasqueradeSidecar). " + decision.ReasonTexts[decision.MasqueradeSidecar]},
+		"adapted with warnings":        {plain, warned, resultPatched, "Normal MeshJoined Joined istio in mode rules (MasqueradeSidecar). " + decision.ReasonTexts[decision.MasqueradeSidecar] + " Warning: one. Warning: two."},
 		"adapted before":               {again, rules, resultPatched, ""},
 		"adapted before, unchanged":    {again, rules, resultUnchanged, ""},
-		"denied":                       {plain, off(mutate.Invalid, ""), resultDenied, "Warning MeshRefused why"},
+		"denied":                       {plain, off(decision.Invalid, ""), resultDenied, "Warning MeshRefused why"},
 		"an error":                     {plain, mutate.Report{}, resultErrored, ""},
-		"left alone beside a mesh":     {plain, off(mutate.BindingUnsupported, "istio"), resultUnchanged, "Normal MeshSkipped Left as istio made it (BindingUnsupported). " + mutate.ReasonTexts[mutate.BindingUnsupported]},
-		"left alone as asked for":      {asks, off(mutate.OptedOut, ""), resultUnchanged, "Normal MeshSkipped Left alone (OptedOut). " + mutate.ReasonTexts[mutate.OptedOut]},
-		"left alone without a mesh":    {plain, off(mutate.NoMesh, ""), resultUnchanged, ""},
-		"no VM":                        {asks, off(mutate.NotVirtLauncher, ""), resultUnchanged, ""},
-		"left alone, but asks for us":  {asks, off(mutate.NoMesh, ""), resultUnchanged, "Normal MeshSkipped Left alone (NoMesh). " + mutate.ReasonTexts[mutate.NoMesh]},
-		"an earlier one told of a pod": {again, off(mutate.NoMesh, ""), resultUnchanged, ""},
+		"left alone beside a mesh":     {plain, off(decision.BindingUnsupported, "istio"), resultUnchanged, "Normal MeshSkipped Left as istio made it (BindingUnsupported). " + decision.ReasonTexts[decision.BindingUnsupported]},
+		"left alone as asked for":      {asks, off(decision.OptedOut, ""), resultUnchanged, "Normal MeshSkipped Left alone (OptedOut). " + decision.ReasonTexts[decision.OptedOut]},
+		"left alone without a mesh":    {plain, off(decision.NoMesh, ""), resultUnchanged, ""},
+		"no VM":                        {asks, off(decision.NotVirtLauncher, ""), resultUnchanged, ""},
+		"left alone, but asks for us":  {asks, off(decision.NoMesh, ""), resultUnchanged, "Normal MeshSkipped Left alone (NoMesh). " + decision.ReasonTexts[decision.NoMesh]},
+		"an earlier one told of a pod": {again, off(decision.NoMesh, ""), resultUnchanged, ""},
 	} {
 		got := ""
 		if e := eventOf(c.pod, c.report, c.result, fmt.Errorf("why")); e != nil {
@@ -295,7 +296,7 @@ func TestEventsOfOutcomes(t *testing.T) {
 
 func TestEventsNeverBlock(t *testing.T) {
 	c, _ := clusterOf(t, func(_ http.ResponseWriter, r *http.Request) { t.Errorf("asked for %s before the start", r.URL) })
-	pod, report := launcher(t), mutate.Report{Mode: plan.Rules, Reason: mutate.MasqueradeSidecar}
+	pod, report := launcher(t), mutate.Report{Mode: plan.Rules, Reason: decision.MasqueradeSidecar}
 	c.Report(&Request{Namespace: "mesh", DryRun: true}, pod, report, resultPatched, nil)
 	if n := len(c.events.queue); n != 0 {
 		t.Fatalf("%d events of a dry run, want none", n)

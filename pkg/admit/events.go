@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
@@ -99,7 +100,7 @@ func eventOf(pod *corev1.Pod, report mutate.Report, result string, denial error)
 		return nil
 	case report.Mode != plan.Off:
 		return &corev1.Event{Type: corev1.EventTypeNormal, Reason: eventJoined, Message: messageOf(report, fmt.Sprintf("Joined %s in mode %s", report.Mesh, report.Mode))}
-	case report.Reason != mutate.NotVirtLauncher && (report.Mesh != "" || asksForUs(pod)):
+	case report.Reason != decision.NotVirtLauncher && (report.Mesh != "" || asksForUs(pod)):
 		what := "Left alone"
 		if report.Mesh != "" {
 			what = fmt.Sprintf("Left as %s made it", report.Mesh)
@@ -112,7 +113,7 @@ func eventOf(pod *corev1.Pod, report mutate.Report, result string, denial error)
 // messageOf says why, and warns: the API server's answer has the warnings as well, but its reader is
 // virt-controller.
 func messageOf(report mutate.Report, what string) string {
-	message := fmt.Sprintf("%s (%s). %s", what, report.Reason, mutate.ReasonTexts[report.Reason])
+	message := fmt.Sprintf("%s (%s). %s", what, report.Reason, decision.ReasonTexts[report.Reason])
 	for _, w := range report.Warnings {
 		message += " Warning: " + strings.TrimSuffix(w, ".") + "."
 	}

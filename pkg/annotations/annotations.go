@@ -40,6 +40,9 @@ const (
 	Undo = Domain + "undo"
 )
 
+// Path is where a pod has them, for errors.
+var Path = field.NewPath("metadata", "annotations")
+
 // Own lists the keys that MeshVirt itself sets.
 var Own = []string{Status, Undo}
 

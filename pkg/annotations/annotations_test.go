@@ -6,12 +6,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
-
-var root = field.NewPath("metadata", "annotations")
 
 var compareAddrs = []cmp.Option{
 	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
@@ -30,7 +27,7 @@ func TestParse(t *testing.T) {
 		Watch:                "true",
 		Inject:               "true",
 		"app":                "web",
-	}, root)
+	}, Path)
 	want := Settings{
 		Mode:                 plan.NATProxy,
 		Interfaces:           []string{"k6t-eth0", "k6t-net1"},
@@ -48,7 +45,7 @@ func TestParse(t *testing.T) {
 }
 
 func TestParseNothing(t *testing.T) {
-	got, warnings, errs := Parse(map[string]string{"sidecar.istio.io/inject": "true", Status: "{}", Undo: "{}"}, root)
+	got, warnings, errs := Parse(map[string]string{"sidecar.istio.io/inject": "true", Status: "{}", Undo: "{}"}, Path)
 	if diff := cmp.Diff(Settings{Mode: plan.Auto, Watch: WatchAuto}, got, compareAddrs...); diff != "" || len(warnings)+len(errs) > 0 {
 		t.Errorf("warnings %q, errors %v, settings (-want +got)\n%s", warnings, errs, diff)
 	}
@@ -56,7 +53,7 @@ func TestParseNothing(t *testing.T) {
 
 func TestParseEmptyAndWildcard(t *testing.T) {
 	for v, want := range map[string]CIDRs{"*": {All: true}, "": {}} {
-		s, _, errs := Parse(map[string]string{IncludeOutboundCIDRs: v}, root)
+		s, _, errs := Parse(map[string]string{IncludeOutboundCIDRs: v}, Path)
 		if len(errs) > 0 || s.IncludeOutbound == nil {
 			t.Fatalf("%q: %v, errors %v", v, s.IncludeOutbound, errs)
 		}
@@ -97,7 +94,7 @@ func TestParseRefuses(t *testing.T) {
 		{Watch, "yes", `want "auto", "true" or "false"`},
 		{Inject, "yes", `want "true" or "false"`},
 	} {
-		_, _, errs := Parse(map[string]string{c.key: c.value}, root)
+		_, _, errs := Parse(map[string]string{c.key: c.value}, Path)
 		if len(errs) != 1 {
 			t.Errorf("%s=%q: errors %v, want one", c.key, c.value, errs)
 			continue
@@ -115,14 +112,14 @@ func TestParseNamesEveryBadKeyAtOnce(t *testing.T) {
 	for _, k := range Keys {
 		bad[k.Name] = "/"
 	}
-	_, _, errs := Parse(bad, root)
+	_, _, errs := Parse(bad, Path)
 	if len(errs) != len(Keys) {
 		t.Errorf("%d errors for %d bad keys: %v", len(errs), len(Keys), errs)
 	}
 }
 
 func TestParseWarnsOfUnknownKeys(t *testing.T) {
-	_, warnings, errs := Parse(map[string]string{Domain + "exclude-outbound-port": "80"}, root)
+	_, warnings, errs := Parse(map[string]string{Domain + "exclude-outbound-port": "80"}, Path)
 	if len(errs) != 0 || len(warnings) != 1 || !strings.Contains(warnings[0], "exclude-outbound-port is unknown") || !strings.Contains(warnings[0], ExcludeOutboundPorts) {
 		t.Errorf("warnings %q, errors %v", warnings, errs)
 	}
@@ -130,7 +127,7 @@ func TestParseWarnsOfUnknownKeys(t *testing.T) {
 
 func TestExamplesAreValid(t *testing.T) {
 	for _, k := range Keys {
-		if _, _, errs := Parse(map[string]string{k.Name: k.Example}, root); len(errs) > 0 {
+		if _, _, errs := Parse(map[string]string{k.Name: k.Example}, Path); len(errs) > 0 {
 			t.Errorf("%s: example %q: %v", k.Name, k.Example, errs)
 		}
 	}

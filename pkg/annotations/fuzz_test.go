@@ -15,12 +15,12 @@ func FuzzParse(f *testing.F) {
 	f.Add(0, "::ffff:1.2.3.4/96")
 	f.Fuzz(func(t *testing.T, i int, value string) {
 		k := Keys[uint(i)%uint(len(Keys))]
-		s, _, errs := Parse(map[string]string{k.Name: value}, root)
+		s, _, errs := Parse(map[string]string{k.Name: value}, Path)
 		if len(errs) > 1 {
 			t.Errorf("%d errors for one key", len(errs))
 		}
 		if len(errs) == 1 {
-			if errs[0].Field != root.Key(k.Name).String() || errs[0].BadValue != value || errs[0].Detail == "" {
+			if errs[0].Field != Path.Key(k.Name).String() || errs[0].BadValue != value || errs[0].Detail == "" {
 				t.Errorf("error %v lacks key, value or detail", errs[0])
 			}
 			return

@@ -9,16 +9,16 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/inventory"
-	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
 
 // curable are the reasons for which a pod in a mesh is left alone though nobody asked for it.
-var curable = []mutate.Reason{
-	mutate.NoInterception, mutate.InterceptionTPROXY, mutate.NoVirtualInterface,
-	mutate.MeshUnsupported, mutate.AmbientUnsupported, mutate.BindingUnsupported,
+var curable = []decision.Reason{
+	decision.NoInterception, decision.InterceptionTPROXY, decision.NoVirtualInterface,
+	decision.MeshUnsupported, decision.AmbientUnsupported, decision.BindingUnsupported,
 }
 
 func leftAlone(v *view) (all []Finding) {
@@ -32,12 +32,12 @@ func leftAlone(v *view) (all []Finding) {
 		case r.Mode != plan.Off:
 			all = append(all, finding(NotAdapted, l.object, fmt.Sprintf("it is in a mesh (%s), but not adapted: it started before MeshVirt, or while the webhook did not answer. The guest's traffic is as the mesh alone leaves it", r.Mesh), l.restart()))
 		case slices.Contains(curable, r.Reason):
-			message := fmt.Sprintf("it is in a mesh (%s) and left alone: %s. %s", r.Mesh, r.Reason, mutate.ReasonTexts[r.Reason])
+			message := fmt.Sprintf("it is in a mesh (%s) and left alone: %s. %s", r.Mesh, r.Reason, decision.ReasonTexts[r.Reason])
 			if len(r.Warnings) > 0 {
 				message += " " + strings.Join(r.Warnings, "; ")
 			}
-			all = append(all, finding(LeftAlone, l.object, message, mutate.Advice(r.Reason)))
-		case r.Reason == mutate.NoMesh && l.mode() != "":
+			all = append(all, finding(LeftAlone, l.object, message, decision.Advice(r.Reason)))
+		case r.Reason == decision.NoMesh && l.mode() != "":
 			all = append(all, finding(NotInMesh, l.object, fmt.Sprintf("mode %s is asked for, and no mesh has injected its proxy into the pod", l.mode()),
 				"Let the mesh inject (for Istio: label istio-injection=enabled on the namespace, or sidecar.istio.io/inject: \"true\" as label in the template), and restart; or remove "+annotations.Mode+"."))
 		}

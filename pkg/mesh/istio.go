@@ -12,6 +12,9 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
+// IstioName is what Istio with sidecars is called.
+const IstioName = "istio"
+
 // Ports of Istio's containers.
 const (
 	// IstioOutboundPort and IstioInboundPort are where Envoy listens for redirected connections.

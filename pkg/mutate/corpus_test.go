@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/patch"
@@ -67,7 +68,7 @@ func checkCorpusPod(t *testing.T, pod *corev1.Pod, facts Facts, mode plan.Mode) 
 		}
 		return false
 	}
-	if mode != plan.Auto && report.Mode != mode && report.Reason != ProcessBinding {
+	if mode != plan.Auto && report.Mode != mode && report.Reason != decision.ProcessBinding {
 		t.Errorf("mode is %s, want %s", report.Mode, mode)
 	}
 	patched, _ := applyJSON(t, in, facts)

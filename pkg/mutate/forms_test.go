@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
@@ -89,12 +90,12 @@ func TestOtherMeshes(t *testing.T) {
 	for _, file := range all {
 		name := strings.TrimPrefix(file, "pods-other/")
 		variant := strings.TrimSuffix(strings.TrimPrefix(path.Base(file), "injected-"), ".yaml")
-		want, wantMesh := MeshUnsupported, name[:strings.IndexByte(name, '-')]
+		want, wantMesh := decision.MeshUnsupported, name[:strings.IndexByte(name, '-')]
 		switch variant {
 		case "pod-disabled", "no-annotation":
-			want, wantMesh = NoMesh, ""
+			want, wantMesh = decision.NoMesh, ""
 		case "no-tproxy":
-			want = NoInterception
+			want = decision.NoInterception
 		}
 		for _, mode := range []plan.Mode{plan.Auto, plan.NATProxy, plan.Native} {
 			t.Run(name+"/"+string(mode), func(t *testing.T) {

@@ -7,6 +7,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
@@ -14,20 +16,20 @@ import (
 // injectRules puts the rule-setup container right behind the mesh's init container: the rules are
 // there before anything that the mesh's proxy or the VM sends, and the mesh's own set-up (::6 on
 // the loopback device) is there to be observed.
-func injectRules(pod *corev1.Pod, s *state) Reason {
+func injectRules(pod *corev1.Pod, s *state) decision.Reason {
 	if s.report.Mode == plan.Process {
 		return ""
 	}
 	c, err := templates.Rules(s.plan, s.cfg.Image, guaranteed(pod))
 	if err != nil {
-		return s.invalid(field.Forbidden(annotationsPath, err.Error()))
+		return s.invalid(field.Forbidden(annotations.Path, err.Error()))
 	}
 	return s.put(pod, s.meshInit+1, c)
 }
 
 // injectProxy puts the relay behind the rules and, like a native mesh sidecar, before the VM.
-func injectProxy(pod *corev1.Pod, s *state) Reason {
-	if !s.proxy { // an earlier admission, in another mode, may have injected it
+func injectProxy(pod *corev1.Pod, s *state) decision.Reason {
+	if !s.report.Mode.Relayed() { // an earlier admission, in another mode, may have injected it
 		if i := templates.Index(pod.Spec.InitContainers, templates.ProxyName); i >= 0 {
 			pod.Spec.InitContainers = slices.Delete(slices.Clone(pod.Spec.InitContainers), i, i+1)
 			s.changed("init container %s: removed, mode %s has none", templates.ProxyName, s.report.Mode)
@@ -36,14 +38,14 @@ func injectProxy(pod *corev1.Pod, s *state) Reason {
 	}
 	c, err := templates.Proxy(s.plan, s.cfg.Image, guaranteed(pod))
 	if err != nil {
-		return s.invalid(field.Forbidden(annotationsPath, err.Error()))
+		return s.invalid(field.Forbidden(annotations.Path, err.Error()))
 	}
 	return s.put(pod, s.meshInit+2, c)
 }
 
 // put makes c an init container of the pod: at index if it is new, else where it is. What the API
 // server or other webhooks added to fields that c leaves open stays.
-func (s *state) put(pod *corev1.Pod, index int, c corev1.Container) Reason {
+func (s *state) put(pod *corev1.Pod, index int, c corev1.Container) decision.Reason {
 	if i := templates.Index(pod.Spec.Containers, c.Name); i >= 0 {
 		return s.invalid(field.Invalid(containersPath.Index(i).Child("name"), c.Name, "want another name: MeshVirt's init container has this one"))
 	}
@@ -62,7 +64,7 @@ func (s *state) put(pod *corev1.Pod, index int, c corev1.Container) Reason {
 // withholdToken keeps the pod's API token out of our containers, which have no use for it: one of them handles whatever the guest
 // sends. It also spares every webhook a second review: API servers mount the token into containers that are put in, and
 // ask again about the pod that they have changed.
-func withholdToken(pod *corev1.Pod, s *state) Reason {
+func withholdToken(pod *corev1.Pod, s *state) decision.Reason {
 	if automount := pod.Spec.AutomountServiceAccountToken; automount != nil && !*automount {
 		return ""
 	}

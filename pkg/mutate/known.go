@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
@@ -27,11 +28,11 @@ func recall(pod *corev1.Pod, was Status) *kubevirt.VMI {
 		return nil
 	}
 	vmi := &kubevirt.VMI{Annotations: map[string]string{}}
-	if was.Reason == Requested {
+	if was.Reason == decision.Requested {
 		vmi.Annotations[annotations.Mode] = string(was.Mode)
 	}
 	if was.Mode == plan.Process {
-		if was.Reason == ProcessBinding {
+		if was.Reason == decision.ProcessBinding {
 			vmi.Binding = kubevirt.BindingPasst // or slirp, which means the same
 		}
 		return vmi
@@ -83,7 +84,7 @@ func words[T any](list ...T) []string {
 }
 
 // sayFacts warns of what is around an adapted pod.
-func sayFacts(pod *corev1.Pod, s *state) Reason {
+func sayFacts(pod *corev1.Pod, s *state) decision.Reason {
 	if s.facts.VMI == nil && s.facts.Unknown != "" && kubevirt.IsLauncher(pod.Labels) {
 		s.warn("the VirtualMachineInstance is not known (%s): decided by the pod alone%s", s.facts.Unknown, assumption(s.plan))
 	}

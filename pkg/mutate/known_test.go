@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
@@ -155,9 +156,9 @@ func TestSaysWhatIsAround(t *testing.T) {
 // The API server's namespaceSelector does the same before us; this holds if somebody changes it.
 func TestNamespaceOptsOut(t *testing.T) {
 	pod := readPod(t, "rules-native-sidecar")
-	for value, want := range map[string]Reason{"disabled": OptedOut, "enabled": MasqueradeSidecar} {
+	for value, want := range map[string]decision.Reason{"disabled": decision.OptedOut, "enabled": decision.MasqueradeSidecar} {
 		out, report, _ := Apply(pod, Facts{NamespaceLabels: map[string]string{annotations.Inject: value}}, testConfig)
-		if report.Reason != want || (out == pod) != (want == OptedOut) {
+		if report.Reason != want || (out == pod) != (want == decision.OptedOut) {
 			t.Errorf("%s: reason %s, changed %t; want %s", value, report.Reason, out != pod, want)
 		}
 	}

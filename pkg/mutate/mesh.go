@@ -8,7 +8,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"github.com/meshvirt/meshvirt/pkg/annotations"
 	"github.com/meshvirt/meshvirt/pkg/cmdline"
+	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
@@ -23,12 +25,12 @@ const (
 )
 
 // readMesh finds the mesh's container and reads what it redirects.
-func readMesh(pod *corev1.Pod, s *state) Reason {
+func readMesh(pod *corev1.Pod, s *state) decision.Reason {
 	s.meshInit = templates.Index(pod.Spec.InitContainers, istioInit, istioValidation)
 	if s.meshInit < 0 {
 		return recognise(pod, s)
 	}
-	s.report.Mesh = istio
+	s.report.Mesh = mesh.IstioName
 	capture, err := mesh.ReadIstio(input(pod, s.meshInit))
 	if err != nil {
 		path := initContainersPath.Index(s.meshInit).Child("args")
@@ -39,7 +41,7 @@ func readMesh(pod *corev1.Pod, s *state) Reason {
 }
 
 // recognise looks for a mesh without istio-init: Istio's ambient one, or one that cannot be adapted yet.
-func recognise(pod *corev1.Pod, s *state) Reason {
+func recognise(pod *corev1.Pod, s *state) decision.Reason {
 	t := mesh.Traces{Annotations: pod.Annotations, Labels: pod.Labels, NamespaceLabels: s.facts.NamespaceLabels}
 	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for _, c := range list {
@@ -52,13 +54,13 @@ func recognise(pod *corev1.Pod, s *state) Reason {
 			s.capture.Interception = mesh.InterceptionNone
 		}
 	}
-	if s.report.Mesh == noMesh && s.settings.Mode == plan.Ambient {
-		s.report.Mesh = ambient // the namespace's label says so, which may not be known here
+	if s.report.Mesh == "" && s.settings.Mode == plan.Ambient {
+		s.report.Mesh = mesh.AmbientName // the namespace's label says so, which may not be known here
 	}
-	if s.report.Mesh == ambient {
+	if s.report.Mesh == mesh.AmbientName {
 		capture, err := mesh.ReadAmbient(pod.Annotations)
 		if err != nil {
-			return s.invalid(field.Forbidden(annotationsPath, err.Error()))
+			return s.invalid(field.Forbidden(annotations.Path, err.Error()))
 		}
 		s.capture = capture
 	}
@@ -100,7 +102,7 @@ func environment(c *corev1.Container) map[string]string {
 // them; in the modes process and ambient none are to be rerouted; in the others it leaves them alone, in every table,
 // because our own rules own them. Both the arguments of istio-init and the annotations change: istio-cni
 // reads the annotations, and so does the injector if it is invoked again.
-func moveInterface(pod *corev1.Pod, s *state) Reason {
+func moveInterface(pod *corev1.Pod, s *state) decision.Reason {
 	if s.report.Mode == plan.Process || s.report.Mode == plan.Ambient {
 		s.setAnnotations(pod, mesh.RerouteNothing(pod.Annotations))
 	}

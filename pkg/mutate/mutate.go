@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/plan"
@@ -45,7 +46,7 @@ type Report struct {
 	// Mode is the mode that the pod got; plan.Off if it was left alone.
 	Mode plan.Mode
 	// Reason is the reason for Mode.
-	Reason Reason
+	Reason decision.Reason
 	// Mesh is "istio", "istio-ambient", "linkerd", "kuma" or "consul", or empty if none was found.
 	Mesh string
 	// Changes has a line for each change, in order. It is empty if the pod came out as it went in.
@@ -78,7 +79,7 @@ func (r Report) String() string {
 // I/O and, run twice, changes nothing more. A reason ends the table: the pod is to be left alone.
 type Step struct {
 	Name string
-	Do   func(*corev1.Pod, *state) Reason
+	Do   func(*corev1.Pod, *state) decision.Reason
 }
 
 var steps = []Step{
@@ -114,7 +115,6 @@ type state struct {
 	interfaces []string         // the guest's
 	binding    kubevirt.Binding // of the guest's interface; empty if unknown
 	plan       plan.Plan
-	proxy      bool // whether the mode needs the relay
 }
 
 func (s *state) changed(format string, args ...any) {
@@ -126,13 +126,12 @@ func (s *state) warn(format string, args ...any) {
 }
 
 // invalid records an error; the pod will be denied.
-func (s *state) invalid(errs ...*field.Error) Reason {
+func (s *state) invalid(errs ...*field.Error) decision.Reason {
 	s.errs = append(s.errs, errs...)
-	return Invalid
+	return decision.Invalid
 }
 
 var (
-	annotationsPath    = field.NewPath("metadata", "annotations")
 	containersPath     = field.NewPath("spec", "containers")
 	initContainersPath = field.NewPath("spec", "initContainers")
 )
@@ -158,17 +157,17 @@ func Apply(pod *corev1.Pod, facts Facts, cfg Config) (*corev1.Pod, Report, field
 }
 
 // notOurs is the cheap part of the decision, made before the pod is copied.
-func notOurs(pod *corev1.Pod, facts Facts) Reason {
+func notOurs(pod *corev1.Pod, facts Facts) decision.Reason {
 	chosen := func(v string) bool {
 		return pod.Annotations[annotations.Inject] == v || pod.Labels[annotations.Inject] == v
 	}
 	switch {
 	case chosen("false"), facts.NamespaceLabels[annotations.Inject] == OptedOutValue:
-		return OptedOut
+		return decision.OptedOut
 	case !kubevirt.IsLauncher(pod.Labels) && !chosen("true"):
-		return NotVirtLauncher
+		return decision.NotVirtLauncher
 	case pod.Spec.HostNetwork:
-		return HostNetwork
+		return decision.HostNetwork
 	}
 	return ""
 }

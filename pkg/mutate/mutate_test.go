@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/patch"
 	"github.com/meshvirt/meshvirt/pkg/plan"
@@ -28,19 +29,19 @@ func recorded(t *testing.T) *corev1.Pod {
 func TestPodsThatAreNotOursStayAsTheyAre(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*corev1.Pod)
-		want   Reason
+		want   decision.Reason
 	}{
-		"no virt-launcher":   {func(p *corev1.Pod) { delete(p.Labels, "kubevirt.io") }, NotVirtLauncher},
-		"a hotplug pod":      {func(p *corev1.Pod) { p.Labels["kubevirt.io"] = "hotplug-disk" }, NotVirtLauncher},
-		"host network":       {func(p *corev1.Pod) { p.Spec.HostNetwork = true }, HostNetwork},
-		"opt-out by label":   {func(p *corev1.Pod) { p.Labels[annotations.Inject] = "false" }, OptedOut},
-		"opt-out by key":     {func(p *corev1.Pod) { p.Annotations[annotations.Inject] = "false" }, OptedOut},
-		"opt-out wins":       {func(p *corev1.Pod) { p.Annotations[annotations.Mode] = "x"; p.Labels[annotations.Inject] = "false" }, OptedOut},
-		"mode off":           {func(p *corev1.Pod) { p.Annotations[annotations.Mode] = "off" }, OptedOut},
-		"no mesh":            {func(p *corev1.Pod) { p.Spec.InitContainers = nil }, NoMesh},
-		"interception NONE":  {func(p *corev1.Pod) { setArg(p, "-m", "NONE") }, NoInterception},
-		"empty pod":          {func(p *corev1.Pod) { *p = corev1.Pod{} }, NotVirtLauncher},
-		"nothing to reroute": {func(p *corev1.Pod) { setArg(p, "-k", ""); dropInterfaceAnnotations(p) }, NoVirtualInterface},
+		"no virt-launcher":   {func(p *corev1.Pod) { delete(p.Labels, "kubevirt.io") }, decision.NotVirtLauncher},
+		"a hotplug pod":      {func(p *corev1.Pod) { p.Labels["kubevirt.io"] = "hotplug-disk" }, decision.NotVirtLauncher},
+		"host network":       {func(p *corev1.Pod) { p.Spec.HostNetwork = true }, decision.HostNetwork},
+		"opt-out by label":   {func(p *corev1.Pod) { p.Labels[annotations.Inject] = "false" }, decision.OptedOut},
+		"opt-out by key":     {func(p *corev1.Pod) { p.Annotations[annotations.Inject] = "false" }, decision.OptedOut},
+		"opt-out wins":       {func(p *corev1.Pod) { p.Annotations[annotations.Mode] = "x"; p.Labels[annotations.Inject] = "false" }, decision.OptedOut},
+		"mode off":           {func(p *corev1.Pod) { p.Annotations[annotations.Mode] = "off" }, decision.OptedOut},
+		"no mesh":            {func(p *corev1.Pod) { p.Spec.InitContainers = nil }, decision.NoMesh},
+		"interception NONE":  {func(p *corev1.Pod) { setArg(p, "-m", "NONE") }, decision.NoInterception},
+		"empty pod":          {func(p *corev1.Pod) { *p = corev1.Pod{} }, decision.NotVirtLauncher},
+		"nothing to reroute": {func(p *corev1.Pod) { setArg(p, "-k", ""); dropInterfaceAnnotations(p) }, decision.NoVirtualInterface},
 	} {
 		t.Run(name, func(t *testing.T) {
 			pod := recorded(t)
@@ -94,7 +95,7 @@ func TestInvalidPods(t *testing.T) {
 			pod := recorded(t)
 			c.change(pod)
 			out, report, errs := Apply(pod, Facts{}, testConfig)
-			if out != pod || report.Reason != Invalid || len(errs) == 0 {
+			if out != pod || report.Reason != decision.Invalid || len(errs) == 0 {
 				t.Fatalf("report %+v, errors %v; want it refused", report, errs)
 			}
 			all := errs.ToAggregate().Error()
@@ -199,8 +200,8 @@ func TestRelayOfAnEarlierModeGoes(t *testing.T) {
 // When the mesh injects after us, the API server invokes us again (reinvocationPolicy IfNeeded).
 func TestMeshInjectedAfterUs(t *testing.T) {
 	bare := corpus.Pod(t, "pods/v1.9.0/masquerade-istio-ports/pod.yaml")
-	if _, report, _ := Apply(bare, Facts{}, testConfig); report.Reason != NoMesh {
-		t.Fatalf("reason %s, want %s", report.Reason, NoMesh)
+	if _, report, _ := Apply(bare, Facts{}, testConfig); report.Reason != decision.NoMesh {
+		t.Fatalf("reason %s, want %s", report.Reason, decision.NoMesh)
 	}
 	if _, report, _ := Apply(recorded(t), Facts{}, testConfig); report.Mode != plan.Rules {
 		t.Fatalf("mode %s, want rules", report.Mode)
@@ -258,12 +259,4 @@ func TestPlan(t *testing.T) {
 			t.Errorf("plan %s", got)
 		}
 	})
-}
-
-func TestReasonsHaveTexts(t *testing.T) {
-	for _, r := range []Reason{NotVirtLauncher, HostNetwork, OptedOut, NoMesh, NoInterception, InterceptionTPROXY, NoVirtualInterface, ProcessBinding, BindingUnsupported, Invalid, Requested, ConfiguredDefault, MasqueradeSidecar, MasqueradeAmbient, MeshUnsupported, AmbientUnsupported} {
-		if ReasonTexts[r] == "" {
-			t.Errorf("%s has no text", r)
-		}
-	}
 }

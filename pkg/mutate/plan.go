@@ -6,6 +6,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/plan"
@@ -19,7 +20,7 @@ const proxyUID = 1500
 // kubelet ends native sidecars after the VM, in what is left of the pod's grace period.
 const drainSeconds = 30
 
-func makePlan(pod *corev1.Pod, s *state) Reason {
+func makePlan(pod *corev1.Pod, s *state) decision.Reason {
 	if s.report.Mode == plan.Process {
 		return ""
 	}
@@ -68,7 +69,7 @@ func makePlan(pod *corev1.Pod, s *state) Reason {
 		}
 	}
 	free := takenPorts(pod, &p).free
-	if s.proxy {
+	if s.report.Mode.Relayed() {
 		p.Proxy = &plan.Proxy{
 			UID:          relayUser(p.Mode, c),
 			OutboundPort: free(proxyOutboundPort, 1),
@@ -77,7 +78,7 @@ func makePlan(pod *corev1.Pod, s *state) Reason {
 			DrainSeconds: drain(pod),
 		}
 	}
-	if s.proxy && c.DNS != nil {
+	if s.report.Mode.Relayed() && c.DNS != nil {
 		p.Proxy.DNSPort = free(proxyDNSPort, plan.MaxNameservers)
 	}
 	if p.Assumed = assumed(pod, s); watched(pod, s, &p) {
@@ -85,7 +86,7 @@ func makePlan(pod *corev1.Pod, s *state) Reason {
 	}
 	s.warnOfListedPorts(&p)
 	if len(s.errs) > 0 {
-		return Invalid
+		return decision.Invalid
 	}
 	if !kubevirt.IsLauncher(pod.Labels) && p.Mode == plan.Rules {
 		s.warn("mode rules needs net.ipv4.conf.%s.route_localnet=1 in the pod for inbound TCP, which KubeVirt sets on its own bridges; mode nat-proxy needs no such setting", p.Interfaces[0])

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
 
@@ -41,7 +42,7 @@ func readRecord(pod *corev1.Pod) (*record, *field.Error) {
 		return nil, nil
 	}
 	bad := func(why string) (*record, *field.Error) {
-		return nil, field.Invalid(annotationsPath.Key(annotations.Undo), v, why+": "+wantRecord)
+		return nil, field.Invalid(annotations.Path.Key(annotations.Undo), v, why+": "+wantRecord)
 	}
 	d := json.NewDecoder(strings.NewReader(v))
 	d.DisallowUnknownFields()
@@ -94,7 +95,7 @@ func Remember(before, after *corev1.Pod) {
 // writeRecord compares the pod with what it was, when all else is done. The record of an earlier
 // admission of the same pod goes on. If that left none, the pod's first state is not known and none
 // is begun. A record for which there is no room is left out: the pod works without.
-func writeRecord(pod *corev1.Pod, s *state) Reason {
+func writeRecord(pod *corev1.Pod, s *state) decision.Reason {
 	r := &record{}
 	if adapted(s.before) { // else a record came with a copied manifest and says nothing about this pod
 		var err *field.Error
@@ -135,7 +136,7 @@ func excess(pod *corev1.Pod) int {
 
 // checkSize is the last step. The API server would refuse the pod as well, but in words that let the user
 // look for the fault in a manifest that has none. One that is too large by itself is left to it.
-func checkSize(pod *corev1.Pod, s *state) Reason {
+func checkSize(pod *corev1.Pod, s *state) decision.Reason {
 	n := excess(pod)
 	if n <= 0 || excess(s.before) > 0 {
 		return ""
@@ -147,7 +148,7 @@ func checkSize(pod *corev1.Pod, s *state) Reason {
 		}
 	}
 	return s.invalid(&field.Error{
-		Type: field.ErrorTypeTooLong, Field: annotationsPath.String(),
+		Type: field.ErrorTypeTooLong, Field: annotations.Path.String(),
 		Detail: fmt.Sprintf("the API server takes %d bytes, and there would be %d with what MeshVirt sets (%s): want %d bytes fewer",
 			maxAnnotations, maxAnnotations+n, strings.Join(set, ", "), n),
 	})

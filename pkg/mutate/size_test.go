@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/patch"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
@@ -49,7 +50,7 @@ func TestAnnotationsNearTheLimit(t *testing.T) {
 
 	in := of(room + undo + 1)
 	out, report, errs := Apply(in, Facts{}, testConfig)
-	if out != in || report.Reason != Invalid || len(errs) != 1 {
+	if out != in || report.Reason != decision.Invalid || len(errs) != 1 {
 		t.Fatalf("report %+v, errors %v; want one", report, errs)
 	}
 	for _, want := range []string{"metadata.annotations: Too long: ", "262144 bytes", "262145 with what MeshVirt sets (", annotations.Status, "want 1 bytes fewer"} {

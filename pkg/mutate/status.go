@@ -6,6 +6,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
@@ -14,9 +15,9 @@ type Status struct {
 	// Version is the MeshVirt release that adapted the pod.
 	Version string `json:"version"`
 	// Mesh, Mode and Reason are those of the Report.
-	Mesh   string    `json:"mesh"`
-	Mode   plan.Mode `json:"mode"`
-	Reason Reason    `json:"reason"`
+	Mesh   string          `json:"mesh"`
+	Mode   plan.Mode       `json:"mode"`
+	Reason decision.Reason `json:"reason"`
 	// Interfaces are the guest's. Adaptation removes them from the mesh's settings, where it found
 	// them; from here they are known when the pod is admitted again.
 	Interfaces []string `json:"interfaces"`
@@ -34,7 +35,7 @@ func StatusOf(pod *corev1.Pod) Status {
 	return s
 }
 
-func writeStatus(pod *corev1.Pod, s *state) Reason {
+func writeStatus(pod *corev1.Pod, s *state) decision.Reason {
 	b, err := json.Marshal(Status{
 		Version:    plan.Release,
 		Mesh:       s.report.Mesh,

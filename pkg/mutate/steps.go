@@ -8,23 +8,24 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 )
 
-func readSettings(pod *corev1.Pod, s *state) Reason {
+func readSettings(pod *corev1.Pod, s *state) decision.Reason {
 	s.previous = StatusOf(pod)
 	if s.facts.VMI == nil {
 		s.facts.VMI = recall(pod, s.previous)
 	}
-	settings, warnings, errs := annotations.Parse(userAnnotations(pod, s.facts.VMI), annotationsPath)
+	settings, warnings, errs := annotations.Parse(userAnnotations(pod, s.facts.VMI), annotations.Path)
 	s.settings = settings
 	s.report.Warnings = append(s.report.Warnings, warnings...)
 	if len(errs) > 0 {
 		return s.invalid(errs...)
 	}
 	if settings.Mode == plan.Off {
-		return OptedOut
+		return decision.OptedOut
 	}
 	return ""
 }
@@ -45,7 +46,7 @@ func userAnnotations(pod *corev1.Pod, vmi *kubevirt.VMI) map[string]string {
 	return all
 }
 
-func checkContainers(pod *corev1.Pod, s *state) Reason {
+func checkContainers(pod *corev1.Pod, s *state) decision.Reason {
 	if len(pod.Spec.Containers) == 0 {
 		return s.invalid(field.Required(containersPath, "want the containers of a virt-launcher pod"))
 	}
@@ -63,7 +64,7 @@ func checkContainers(pod *corev1.Pod, s *state) Reason {
 		}
 	}
 	if len(s.errs) > 0 {
-		return Invalid
+		return decision.Invalid
 	}
 	return ""
 }
@@ -71,7 +72,7 @@ func checkContainers(pod *corev1.Pod, s *state) Reason {
 // findInterface looks for the guest's virtual interface: the user knows it, or the VMI's binding
 // tells, or the mesh was told to reroute it (which KubeVirt asks for on every masquerade pod), or an
 // earlier admission of this pod found it. The table of decisions knows that one of them does.
-func findInterface(_ *corev1.Pod, s *state) Reason {
+func findInterface(_ *corev1.Pod, s *state) decision.Reason {
 	switch {
 	case s.report.Mode == plan.Process:
 		s.interfaces = []string{} // none, rather than not known

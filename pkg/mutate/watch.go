@@ -54,7 +54,7 @@ func watched(pod *corev1.Pod, s *state, p *plan.Plan) bool {
 		return true
 	}
 	if wish == annotations.WatchTrue && noNativeSidecars(s) {
-		s.invalid(field.Invalid(annotationsPath.Key(annotations.Watch), string(wish), "want auto or false: what watches is a native sidecar, for which the cluster needs Kubernetes 1.29 or later"))
+		s.invalid(field.Invalid(annotations.Path.Key(annotations.Watch), string(wish), "want auto or false: what watches is a native sidecar, for which the cluster needs Kubernetes 1.29 or later"))
 		return false
 	}
 	sign := unusual(pod, s)

@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
@@ -69,7 +70,7 @@ func TestWatchIsRefused(t *testing.T) {
 	pod := readPod(t, "rules-oldest-kubevirt")
 	pod.Annotations[annotations.Watch] = "true"
 	_, report, errs := Apply(pod, Facts{NoNativeSidecars: true}, testConfig)
-	if report.Reason != Invalid || len(errs) != 1 || !strings.Contains(errs[0].Error(), "annotations[meshvirt.io/watch]: Invalid value: \"true\": want auto or false") {
+	if report.Reason != decision.Invalid || len(errs) != 1 || !strings.Contains(errs[0].Error(), "annotations[meshvirt.io/watch]: Invalid value: \"true\": want auto or false") {
 		t.Errorf("%s, errors %v; want the annotation refused before Kubernetes 1.29", report, errs)
 	}
 }

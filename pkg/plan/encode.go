@@ -85,8 +85,7 @@ func (p Plan) Validate() error {
 	}
 	want(!p.Outbound.All || len(p.Outbound.IncludeCIDRs) == 0, "outbound has both all and includeCIDRs")
 	want(!p.Inbound.All || len(p.Inbound.IncludePorts) == 0, "inbound has both all and includePorts")
-	relayed := p.Mode == NATProxy || p.Mode == TProxy
-	want((p.Proxy != nil) == relayed, "proxy is set: %t, want it in modes %q and %q and in no other", p.Proxy != nil, NATProxy, TProxy)
+	want((p.Proxy != nil) == p.Mode.Relayed(), "proxy is set: %t, want it in modes %q and %q and in no other", p.Proxy != nil, NATProxy, TProxy)
 	want(p.WatchPort != 0 || p.Mode != TProxy, "watchPort is 0, want a port in mode %q", TProxy)
 	if x := p.Proxy; x != nil {
 		want((x.UID == 0) == (p.Mode == TProxy), "proxy.uid is %d, want root in mode %q and in no other", x.UID, TProxy)

@@ -53,6 +53,9 @@ const (
 	Process Mode = "process"
 )
 
+// Relayed reports whether the mode has a relay: its plans have a Proxy.
+func (m Mode) Relayed() bool { return m == NATProxy || m == TProxy }
+
 // Modes lists every mode a user may ask for, in the order in which documentation and errors name them.
 var Modes = []Mode{Auto, Native, Rules, NATProxy, TProxy, Ambient, Process, Off}
 

@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
@@ -102,11 +103,11 @@ func TestFirstAmbientAsAdmitted(t *testing.T) {
 	for name, c := range map[string]struct {
 		asked, configured plan.Mode
 		mode              plan.Mode
-		reason            mutate.Reason
+		reason            decision.Reason
 	}{
-		"nothing said":   {"", "", plan.Ambient, mutate.MasqueradeAmbient},
-		"annotation off": {plan.Off, "", plan.Off, mutate.OptedOut},
-		"default off":    {"", plan.Off, plan.Off, mutate.OptedOut},
+		"nothing said":   {"", "", plan.Ambient, decision.MasqueradeAmbient},
+		"annotation off": {plan.Off, "", plan.Off, decision.OptedOut},
+		"default off":    {"", plan.Off, plan.Off, decision.OptedOut},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var pod corev1.Pod

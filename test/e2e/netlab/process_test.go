@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
@@ -219,7 +220,7 @@ func admitProcess(t *testing.T, recording string) (*corev1.Pod, *kubevirt.VMI) {
 		c.Env = append(c.Env, corev1.EnvVar{Name: "ISTIO_DUAL_STACK", Value: "true"})
 	}
 	adapted, report, errs := mutate.Apply(&pod, mutate.Facts{VMI: vmi}, mutate.Config{Image: templates.Image{Name: "example.com/dataplane:test"}})
-	if report.Mode != plan.Process || report.Reason != mutate.ProcessBinding || len(errs) > 0 {
+	if report.Mode != plan.Process || report.Reason != decision.ProcessBinding || len(errs) > 0 {
 		t.Fatalf("report %s, errors %v", report, errs)
 	}
 	for _, key := range leftovers {

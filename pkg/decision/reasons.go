@@ -1,4 +1,4 @@
-package mutate
+package decision
 
 // Reason says why a pod was adapted in the way it was, or left alone. The set is closed: the same
 // string is in the log, the metric's label, meshvirt.io/status and docs/reasons.md.

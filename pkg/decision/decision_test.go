@@ -1,13 +1,11 @@
-package mutate
+package decision
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
-
-	"github.com/meshvirt/meshvirt/pkg/annotations"
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/plan"
@@ -19,56 +17,35 @@ var (
 )
 
 // Every binding beside every mesh, whatever else is known, has a row, and every row is needed.
-func TestDecisions(t *testing.T) {
+func TestTable(t *testing.T) {
 	used := map[int]int{}
 	for _, b := range allBindings {
 		for _, m := range allMeshes {
 			for _, how := range []mesh.Interception{mesh.InterceptionRedirect, mesh.InterceptionTPROXY, mesh.InterceptionNone} {
 				for bits := range 32 {
-					s := &state{binding: b, report: Report{Mesh: m}, capture: mesh.Capture{Interception: how, CannotExclude: bits&16 != 0}}
-					name := []string{"k6t-eth0"}
-					if bits&1 != 0 {
-						s.settings.Interfaces = name
+					c := Case{
+						Binding: b, Mesh: m, Interception: how,
+						Given: bits&1 != 0, Rerouted: bits&2 != 0, Found: bits&4 != 0, WasProcess: bits&8 != 0, CannotExclude: bits&16 != 0,
 					}
-					if bits&2 != 0 {
-						s.capture.RerouteInterfaces = name
+					i := slices.IndexFunc(table, func(r row) bool { return r.fits(c) })
+					if i < 0 {
+						t.Fatalf("no row for %+v", c)
 					}
-					if bits&4 != 0 {
-						s.previous.Interfaces = name
-					}
-					if bits&8 != 0 {
-						s.previous.Mode, s.previous.Reason = plan.Process, ProcessBinding
-					}
-					row := -1
-					for i, d := range decisions {
-						if d.fits(s) {
-							row = i
-							break
-						}
-					}
-					if row < 0 {
-						t.Fatalf("no row for binding %q beside mesh %q, %s, facts %05b", b, m, how, bits)
-					}
-					used[row]++
-					d := decisions[row]
-					if d.mode == plan.Off || d.mode == plan.Process {
-						continue
-					}
-					// What is adapted has an interface: the later steps rely on it.
-					s.report.Mode, s.facts.VMI = d.mode, &kubevirt.VMI{}
-					if findInterface(nil, s); len(s.interfaces) == 0 {
-						t.Errorf("row %d adapts binding %q beside mesh %q, facts %05b, without an interface", row, b, m, bits)
+					used[i]++
+					// What is adapted has an interface: package mutate relies on it, and finds it by one of these.
+					if m := table[i].mode; m != plan.Off && m != plan.Process && b != kubevirt.BindingMasquerade && !c.Given && !c.Rerouted && !c.Found {
+						t.Errorf("row %d adapts %+v without an interface", i, c)
 					}
 				}
 			}
 		}
 	}
-	for i, d := range decisions {
+	for i, r := range table {
 		if used[i] == 0 {
-			t.Errorf("row %d (%s, %s) never decides", i, d.mode, d.reason)
+			t.Errorf("row %d (%s, %s) never decides", i, r.mode, r.reason)
 		}
-		if ReasonTexts[d.reason] == "" {
-			t.Errorf("row %d has reason %s, which has no text", i, d.reason)
+		if ReasonTexts[r.reason] == "" {
+			t.Errorf("row %d has reason %s, which has no text", i, r.reason)
 		}
 	}
 }
@@ -77,7 +54,7 @@ func TestDecisions(t *testing.T) {
 func TestWishes(t *testing.T) {
 	for _, c := range []struct {
 		name    string
-		state   state
+		of      Case
 		mode    plan.Mode
 		reason  Reason
 		warning string
@@ -108,22 +85,20 @@ func TestWishes(t *testing.T) {
 		{"tproxy beside TPROXY", tproxied(plan.TProxy, ""), plan.TProxy, Requested, ""},
 		{"native beside TPROXY", tproxied(plan.Native, ""), plan.Off, Invalid, ""},
 		{"default native beside TPROXY", tproxied(plan.Auto, plan.Native), plan.Rules, MasqueradeSidecar, ""},
-		{"nat-proxy before Kubernetes 1.29", old(plan.NATProxy, "", nil), plan.Off, Invalid, ""},
-		{"tproxy before Kubernetes 1.29", old(plan.TProxy, "", nil), plan.Off, Invalid, ""},
-		{"rules before Kubernetes 1.29", old(plan.Rules, "", nil), plan.Rules, Requested, ""},
-		{"default tproxy before Kubernetes 1.29", old(plan.Auto, plan.TProxy, nil), plan.Rules, MasqueradeSidecar, "1.29 or later in the cluster; mode rules in its place"},
-		{"nat-proxy beside a native sidecar", old(plan.NATProxy, "", new(corev1.ContainerRestartPolicyAlways)), plan.NATProxy, Requested, ""},
+		{"nat-proxy before Kubernetes 1.29", old(plan.NATProxy, ""), plan.Off, Invalid, ""},
+		{"tproxy before Kubernetes 1.29", old(plan.TProxy, ""), plan.Off, Invalid, ""},
+		{"rules before Kubernetes 1.29", old(plan.Rules, ""), plan.Rules, Requested, ""},
+		{"default tproxy before Kubernetes 1.29", old(plan.Auto, plan.TProxy), plan.Rules, MasqueradeSidecar, "1.29 or later in the cluster; mode rules in its place"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := c.state
-			mode, reason := plan.Off, chooseMode(nil, &s)
-			if reason == "" {
-				mode, reason = s.report.Mode, s.report.Reason
+			got, err := Choose(c.of)
+			if got.Mode != c.mode || got.Reason != c.reason {
+				t.Errorf("mode %s for %s, want %s for %s", got.Mode, got.Reason, c.mode, c.reason)
 			}
-			if mode != c.mode || reason != c.reason {
-				t.Errorf("mode %s for %s, want %s for %s", mode, reason, c.mode, c.reason)
+			if refused := err != nil && strings.HasPrefix(err.Error(), "metadata.annotations[meshvirt.io/mode]: Invalid value: "); refused != (c.reason == Invalid) {
+				t.Errorf("error %v, and the reason is %s", err, c.reason)
 			}
-			if got := strings.Join(s.report.Warnings, "\n"); (got == "") != (c.warning == "") || !strings.Contains(got, c.warning) {
+			if got := strings.Join(got.Warnings, "\n"); (got == "") != (c.warning == "") || !strings.Contains(got, c.warning) {
 				t.Errorf("warnings %q, want %q", got, c.warning)
 			}
 		})
@@ -131,30 +106,25 @@ func TestWishes(t *testing.T) {
 }
 
 // tproxied is a masquerade VM beside an Istio that intercepts by TPROXY.
-func tproxied(asked, configured plan.Mode) state {
-	s := with(kubevirt.BindingMasquerade, istio, asked, configured)
-	s.capture.Interception = mesh.InterceptionTPROXY
-	return s
+func tproxied(asked, configured plan.Mode) Case {
+	c := with(kubevirt.BindingMasquerade, istio, asked, configured)
+	c.Interception = mesh.InterceptionTPROXY
+	return c
 }
 
-// old is a masquerade VM in a cluster before Kubernetes 1.29, in which the mesh's own sidecar may be native,
-// where the feature gate is set.
-func old(asked, configured plan.Mode, sidecar *corev1.ContainerRestartPolicy) state {
-	s := with(kubevirt.BindingMasquerade, istio, asked, configured)
-	s.facts.NoNativeSidecars = true
-	s.before = &corev1.Pod{Spec: corev1.PodSpec{InitContainers: []corev1.Container{{Name: "istio-init"}, {Name: "istio-proxy", RestartPolicy: sidecar}}}}
-	return s
+// old is a masquerade VM in a cluster before Kubernetes 1.29.
+func old(asked, configured plan.Mode) Case {
+	c := with(kubevirt.BindingMasquerade, istio, asked, configured)
+	c.NoNativeSidecars = true
+	return c
 }
 
-func with(b kubevirt.Binding, meshName string, asked, configured plan.Mode) state {
-	return state{
-		facts: Facts{VMI: &kubevirt.VMI{Binding: b}}, report: Report{Mesh: meshName},
-		settings: annotations.Settings{Mode: asked}, cfg: Config{DefaultMode: configured},
-	}
+func with(b kubevirt.Binding, meshName string, asked, configured plan.Mode) Case {
+	return Case{Binding: b, Mesh: meshName, Interception: mesh.InterceptionRedirect, Asked: asked, Default: configured}
 }
 
 // docs/auto.md is made from the table by `make golden`.
-func TestDecisionsAreDocumented(t *testing.T) {
+func TestTableIsDocumented(t *testing.T) {
 	var b strings.Builder
 	b.WriteString(`# Mode auto
 
@@ -172,10 +142,8 @@ A VM whose VirtualMachineInstance is known, beside a mesh with default settings:
 		}
 		fmt.Fprintf(&b, "| %s |", binding)
 		for _, m := range allMeshes {
-			s := with(binding, m, plan.Auto, "")
-			s.binding = binding
-			d := decide(&s)
-			fmt.Fprintf(&b, " `%s`, %s |", d.mode, d.reason)
+			r := auto(with(binding, m, plan.Auto, ""))
+			fmt.Fprintf(&b, " `%s`, %s |", r.mode, r.reason)
 		}
 		b.WriteString("\n")
 	}
@@ -188,16 +156,16 @@ opted-in pods; "none" is a VM without an interface on the pod network, "plugin" 
 | binding | mesh | if | mode | reason |
 |---|---|---|---|---|
 `)
-	for _, d := range decisions {
+	for _, r := range table {
 		var names []string
-		for _, x := range d.bindings {
+		for _, x := range r.bindings {
 			names = append(names, string(x))
 		}
 		condition := ""
-		if d.when != nil {
-			condition = d.when.text
+		if r.when != nil {
+			condition = r.when.text
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | `%s` | %s |\n", strings.Join(display(names, "unknown"), ", "), strings.Join(display(d.meshes, "none"), ", "), condition, d.mode, d.reason)
+		fmt.Fprintf(&b, "| %s | %s | %s | `%s` | %s |\n", strings.Join(display(names, "unknown"), ", "), strings.Join(display(r.meshes, "none"), ", "), condition, r.mode, r.reason)
 	}
 	b.WriteString(`
 ## What somebody asks for
