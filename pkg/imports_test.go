@@ -34,7 +34,7 @@ var arrows = []struct {
 	},
 	{
 		[]string{"pkg/kubevirt"},
-		[]string{module + "pkg/annotations", module + "pkg/mesh", module + "pkg/templates", module + "pkg/mutate", "k8s.io"},
+		[]string{module + "pkg/annotations", module + "pkg/mesh", module + "pkg/templates", "k8s.io"},
 		"what KubeVirt says is the same without a mesh, and what follows from it is decided elsewhere",
 	},
 	{
@@ -43,23 +43,23 @@ var arrows = []struct {
 		"it reads objects as they are; what is wrong with them is the check's",
 	},
 	{
-		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/decision", "pkg/templates", "pkg/mutate", "pkg/patch", "pkg/inventory", "pkg/check", "pkg/admit", "cmd/webhook"},
+		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/decision", "pkg/templates", "pkg/redirect", "pkg/record", "pkg/mutate", "pkg/patch", "pkg/inventory", "pkg/check", "pkg/admit", "cmd/webhook"},
 		[]string{module + "pkg/bridge", module + "pkg/nft", module + "pkg/rules", module + "pkg/keeper", module + "pkg/resolv", module + "pkg/dns", module + "pkg/proxy", module + "pkg/sockopt", "github.com/google/nftables", "github.com/vishvananda/netlink"},
 		"the webhook decides and the data plane acts; pkg/plan is all that they share",
 	},
 	{
-		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/decision", "pkg/templates", "pkg/mutate", "pkg/patch", "pkg/inventory", "pkg/check"},
+		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/decision", "pkg/templates", "pkg/redirect", "pkg/record", "pkg/mutate", "pkg/patch", "pkg/inventory", "pkg/check"},
 		[]string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime", module + "pkg/admit"},
 		"adaptation and checks do no I/O, so that the command line and tests run them without a cluster",
 	},
 	{
-		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/decision", "pkg/templates", "pkg/mutate", "pkg/patch", "pkg/admit", "cmd/webhook"},
+		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/decision", "pkg/templates", "pkg/redirect", "pkg/record", "pkg/mutate", "pkg/patch", "pkg/admit", "cmd/webhook"},
 		[]string{module + "pkg/inventory", module + "pkg/check"},
 		"checks look at admission from outside",
 	},
 	{
 		[]string{"pkg/decision"},
-		[]string{module + "pkg/templates", module + "pkg/mutate", "k8s.io/api"},
+		[]string{module + "pkg/templates", module + "pkg/redirect", "k8s.io/api"},
 		"a mode is decided by what is known of a pod, not by looking into one",
 	},
 	{
@@ -68,14 +68,19 @@ var arrows = []struct {
 		"templates build containers and make no decisions",
 	},
 	{
+		[]string{"pkg/redirect"},
+		[]string{module + "pkg/annotations", module + "pkg/decision", module + "pkg/kubevirt"},
+		"it tells Istio what it is told to, whatever for",
+	},
+	{
 		[]string{"pkg/patch"},
-		[]string{module + "pkg/annotations", module + "pkg/kubevirt", module + "pkg/mesh", module + "pkg/mutate"},
+		[]string{module + "pkg/annotations", module + "pkg/decision", module + "pkg/kubevirt", module + "pkg/mesh", module + "pkg/redirect", module + "pkg/record", module + "pkg/mutate"},
 		"a patch is of two pods, whoever made the second",
 	},
 	{
-		[]string{"pkg/mutate"},
+		[]string{"pkg/record", "pkg/mutate"},
 		[]string{module + "pkg/patch", "gomodules.xyz/jsonpatch", "github.com/evanphx/json-patch"},
-		"steps change a pod; how its difference is written is for who sends it",
+		"a pod is changed, and given back, as a whole; how the difference is written is for who sends it",
 	},
 	{
 		[]string{"pkg/sockopt", "pkg/dns"},

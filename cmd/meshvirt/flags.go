@@ -15,6 +15,7 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/record"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
 
@@ -116,7 +117,7 @@ func (a adapter) apply(pod *corev1.Pod) (*corev1.Pod, mutate.Report, field.Error
 	if len(errs) > 0 || report.Mode == plan.Off {
 		return pod, report, errs
 	}
-	mutate.Remember(pod, out) // uninject then gives the user's own mode back
+	record.Remember(pod, out) // uninject then gives the user's own mode back
 	return out, report, nil
 }
 

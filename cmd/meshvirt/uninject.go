@@ -6,7 +6,7 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/meshvirt/meshvirt/pkg/mutate"
+	"github.com/meshvirt/meshvirt/pkg/record"
 )
 
 func uninjectCommand() *cobra.Command {
@@ -27,7 +27,7 @@ printed as they came in. With an error in any of them nothing is printed.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return transform(c, file, output, func(pod *corev1.Pod) (*corev1.Pod, error) {
-				before, changes, err := mutate.Undo(pod)
+				before, changes, err := record.Undo(pod)
 				if err != nil {
 					return nil, err
 				}

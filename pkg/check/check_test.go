@@ -16,6 +16,7 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/inventory"
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
+	"github.com/meshvirt/meshvirt/pkg/record"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
 
@@ -352,7 +353,7 @@ func (c world) ready(ready ...bool) {
 // undo makes the pod one that started before us.
 func (c world) undo(t *testing.T) {
 	t.Helper()
-	pod, _, err := mutate.Undo(&c.Pods[0])
+	pod, _, err := record.Undo(&c.Pods[0])
 	if err != nil {
 		t.Fatal(err)
 	}

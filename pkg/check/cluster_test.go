@@ -25,6 +25,7 @@ import (
 
 	"github.com/meshvirt/meshvirt/pkg/inventory"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
+	"github.com/meshvirt/meshvirt/pkg/record"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
 
@@ -104,7 +105,7 @@ func (c world) addFile(t *testing.T, file string) {
 // adapt gives the pod as the webhook makes it, with its containers as they should be.
 func (c world) adapt(t *testing.T) {
 	t.Helper()
-	before, _, err := mutate.Undo(&c.Pods[0])
+	before, _, err := record.Undo(&c.Pods[0])
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/inventory"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/record"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
 
@@ -44,7 +45,7 @@ type launcher struct {
 	pod    *corev1.Pod
 	object inventory.Object
 	vmi    *inventory.Machine // nil if it is not known
-	status mutate.Status      // zero if the pod is not adapted
+	status record.Status      // zero if the pod is not adapted
 	// What admission would make of the pod now, as it was before us.
 	report mutate.Report
 	errs   field.ErrorList
@@ -136,8 +137,8 @@ func (v *view) service(w webhook) *corev1.Service {
 }
 
 func (v *view) launcher(pod *corev1.Pod) launcher {
-	l := launcher{pod: pod, object: inventory.Object{Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name}, status: mutate.StatusOf(pod)}
-	before, _, err := mutate.Undo(pod)
+	l := launcher{pod: pod, object: inventory.Object{Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name}, status: record.StatusOf(pod)}
+	before, _, err := record.Undo(pod)
 	if err != nil {
 		l.undo = err
 		return l

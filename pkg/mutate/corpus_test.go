@@ -14,6 +14,7 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/patch"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/redirect"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 	"github.com/meshvirt/meshvirt/test/corpus"
 )
@@ -83,7 +84,7 @@ func checkCorpusPod(t *testing.T, pod *corev1.Pod, facts Facts, mode plan.Mode) 
 		plan.NATProxy: {templates.RulesName, templates.ProxyName},
 		plan.TProxy:   {templates.RulesName, templates.ProxyName},
 	}[report.Mode]
-	i := templates.Index(out.Spec.InitContainers, istioInit, istioValidation)
+	i := redirect.Container(out)
 	if report.Mode == plan.Ambient {
 		if i >= 0 || out.Spec.InitContainers[0].Name != templates.RulesName || report.Mesh != mesh.AmbientName {
 			t.Errorf("mode ambient beside mesh %q, first init container %s", report.Mesh, out.Spec.InitContainers[0].Name)
@@ -106,12 +107,12 @@ func checkCorpusPod(t *testing.T, pod *corev1.Pod, facts Facts, mode plan.Mode) 
 	if !slices.Equal(got, want) {
 		t.Errorf("behind %s stand %v, want %v", out.Spec.InitContainers[i].Name, got, want)
 	}
-	if p := templates.Index(out.Spec.InitContainers, istioProxy); p >= 0 && p < i {
+	if p := templates.Index(out.Spec.InitContainers, "istio-proxy"); p >= 0 && p < i {
 		t.Errorf("istio-proxy stands before our containers")
 	}
 
 	// The guest's interface is rerouted in mode native, no news to Istio in mode process, and left alone by it in the others.
-	capture := must(mesh.ReadIstio(mesh.Input{Args: out.Spec.InitContainers[i].Args, Annotations: out.Annotations, Image: out.Spec.InitContainers[i].Image, CNI: out.Spec.InitContainers[i].Name == istioValidation}))
+	capture := must(mesh.ReadIstio(mesh.Input{Args: out.Spec.InitContainers[i].Args, Annotations: out.Annotations, Image: out.Spec.InitContainers[i].Image, CNI: out.Spec.InitContainers[i].Name == "istio-validation"}))
 	rerouted := slices.Contains(capture.RerouteInterfaces, "k6t-eth0")
 	excluded := slices.Contains(capture.ExcludeInterfaces, "k6t-eth0")
 	if native, none := report.Mode == plan.Native, report.Mode == plan.Process; rerouted != native || excluded == (native || none) {
@@ -127,7 +128,7 @@ func checkCorpusPod(t *testing.T, pod *corev1.Pod, facts Facts, mode plan.Mode) 
 		p.Spec.InitContainers = slices.DeleteFunc(p.Spec.InitContainers, func(c corev1.Container) bool {
 			return c.Name == templates.RulesName || c.Name == templates.ProxyName
 		})
-		p.Spec.InitContainers[templates.Index(p.Spec.InitContainers, istioInit, istioValidation)].Args = nil
+		p.Spec.InitContainers[redirect.Container(p)].Args = nil
 		p.Spec.Volumes = slices.DeleteFunc(p.Spec.Volumes, templates.IsNoToken)
 		for _, k := range []string{annotations.Status, annotations.Undo, mesh.AnnotationKubevirtInterfaces, mesh.AnnotationRerouteInterfaces, mesh.AnnotationExcludeInterfaces} {
 			delete(p.Annotations, k)

@@ -13,12 +13,12 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/plan"
-	"github.com/meshvirt/meshvirt/pkg/templates"
+	"github.com/meshvirt/meshvirt/pkg/redirect"
 	"github.com/meshvirt/meshvirt/test/corpus"
 )
 
 func istioContainer(p *corev1.Pod) *corev1.Container {
-	return &p.Spec.InitContainers[templates.Index(p.Spec.InitContainers, istioInit, istioValidation)]
+	return &p.Spec.InitContainers[redirect.Container(p)]
 }
 
 // What Istio can be told, by whatever way, arrives in the plan.

@@ -11,6 +11,7 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/record"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
 
@@ -23,7 +24,7 @@ const (
 // recall gives what an earlier admission of the same pod knew of the VMI, as far as its plan and status
 // tell: an admission that knows less must not undo what that one did. Where the pod has an annotation
 // itself, that counts. Nil if there was none, or if it was of another release.
-func recall(pod *corev1.Pod, was Status) *kubevirt.VMI {
+func recall(pod *corev1.Pod, was record.Status) *kubevirt.VMI {
 	if was.Facts != factsVMI {
 		return nil
 	}
@@ -37,12 +38,8 @@ func recall(pod *corev1.Pod, was Status) *kubevirt.VMI {
 		}
 		return vmi
 	}
-	i := templates.Index(pod.Spec.InitContainers, templates.RulesName)
-	if i < 0 {
-		return nil
-	}
-	p, err := plan.Decode(environment(&pod.Spec.InitContainers[i])[plan.Env])
-	if err != nil {
+	p, ok := record.PlanOf(pod)
+	if !ok {
 		return nil
 	}
 	vmi.Binding, vmi.TCP, vmi.UDP = kubevirt.BindingMasquerade, p.Guest.TCP, p.Guest.UDP

@@ -15,6 +15,7 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/record"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
 
@@ -108,7 +109,7 @@ type state struct {
 	report   Report
 	errs     field.ErrorList
 
-	previous   Status           // what an earlier admission of the same pod wrote
+	previous   record.Status    // what an earlier admission of the same pod wrote
 	meshInit   int              // index of the mesh's init container, negative without one
 	capture    mesh.Capture     // what it redirects
 	advice     []string         // for a VM beside a mesh that is not adapted

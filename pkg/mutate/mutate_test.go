@@ -108,8 +108,6 @@ func TestInvalidPods(t *testing.T) {
 	}
 }
 
-// A pod admitted again carries the API server's defaults in our containers, and perhaps what other
-// webhooks added. That is no reason to change them.
 // TestNativeWarns: what mode native cannot do is said, and nothing where it need not.
 func TestNativeWarns(t *testing.T) {
 	keys := map[string]string{
@@ -135,6 +133,8 @@ func TestNativeWarns(t *testing.T) {
 	}
 }
 
+// A pod admitted again carries the API server's defaults in our containers, and perhaps what other
+// webhooks added. That is no reason to change them.
 func TestDefaultedOutputIsNotChanged(t *testing.T) {
 	pod := recorded(t)
 	pod.Annotations[annotations.Mode] = "nat-proxy"

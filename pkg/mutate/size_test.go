@@ -10,6 +10,7 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/patch"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/record"
 )
 
 // A pod near the limit of the API server is adapted without a record, and refused in words that tell why when
@@ -22,16 +23,16 @@ func TestAnnotationsNearTheLimit(t *testing.T) {
 		return pod
 	}
 	adapted := apply(t, of(0))
-	room := -excess(adapted) // with all of ours
+	room := -record.Excess(adapted) // with all of ours
 	undo := len(annotations.Undo) + len(adapted.Annotations[annotations.Undo])
 
 	full := apply(t, of(room))
-	if full.Annotations[annotations.Undo] == "" || excess(full) != 0 {
-		t.Errorf("the record is missing or does not fill the room: %d", excess(full))
+	if full.Annotations[annotations.Undo] == "" || record.Excess(full) != 0 {
+		t.Errorf("the record is missing or does not fill the room: %d", record.Excess(full))
 	}
 	for _, bytes := range []int{room + 1, room + undo} {
 		out, report, errs := Apply(of(bytes), Facts{}, testConfig)
-		if len(errs) > 0 || report.Mode == plan.Off || out.Annotations[annotations.Status] == "" || excess(out) > 0 {
+		if len(errs) > 0 || report.Mode == plan.Off || out.Annotations[annotations.Status] == "" || record.Excess(out) > 0 {
 			t.Fatalf("%d bytes: report %+v, errors %v", bytes, report, errs)
 		}
 		if _, ok := out.Annotations[annotations.Undo]; ok {
@@ -60,7 +61,7 @@ func TestAnnotationsNearTheLimit(t *testing.T) {
 	}
 
 	// What is too large without us is for the API server to say.
-	if _, _, errs := Apply(of(maxAnnotations), Facts{}, testConfig); len(errs) > 0 {
+	if _, _, errs := Apply(of(record.MaxAnnotations), Facts{}, testConfig); len(errs) > 0 {
 		t.Errorf("errors %v", errs)
 	}
 }
@@ -68,10 +69,10 @@ func TestAnnotationsNearTheLimit(t *testing.T) {
 // Another webhook may take the room between our two calls: then the record gives way.
 func TestRecordGivesWay(t *testing.T) {
 	pod := apply(t, readPod(t, "rules-native-sidecar"))
-	pod.Annotations["late"] = strings.Repeat("x", 1-excess(pod)-len("late"))
+	pod.Annotations["late"] = strings.Repeat("x", 1-record.Excess(pod)-len("late"))
 	out, report, errs := Apply(pod, Facts{}, testConfig)
-	if len(errs) > 0 || excess(out) > 0 || out.Annotations[annotations.Undo] != "" {
-		t.Fatalf("errors %v, %d bytes too many, record %q", errs, excess(out), out.Annotations[annotations.Undo])
+	if len(errs) > 0 || record.Excess(out) > 0 || out.Annotations[annotations.Undo] != "" {
+		t.Fatalf("errors %v, %d bytes too many, record %q", errs, record.Excess(out), out.Annotations[annotations.Undo])
 	}
 	if want := "change: annotation meshvirt.io/undo: removed"; !strings.Contains(report.String(), want) {
 		t.Errorf("no %q in\n%s", want, report)
@@ -79,17 +80,5 @@ func TestRecordGivesWay(t *testing.T) {
 	b, err := patch.Encode(patch.Between(pod, out))
 	if err != nil || !strings.Contains(string(b), `"op":"remove","path":"/metadata/annotations/meshvirt.io~1undo"`) {
 		t.Errorf("patch %s (%v)", b, err)
-	}
-}
-
-// What a caller changed may not fit into the record; then there is none rather than half of one.
-func TestRememberNearTheLimit(t *testing.T) {
-	before := readPod(t, "rules-native-sidecar")
-	after := apply(t, before)
-	after.Annotations["b"] = "set by the caller"
-	after.Annotations["a"] = strings.Repeat("x", -excess(after)-1)
-	Remember(before, after)
-	if _, ok := after.Annotations[annotations.Undo]; ok || excess(after) > 0 {
-		t.Errorf("there is a record, and %d bytes too many", excess(after))
 	}
 }

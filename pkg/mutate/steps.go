@@ -11,10 +11,11 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/record"
 )
 
 func readSettings(pod *corev1.Pod, s *state) decision.Reason {
-	s.previous = StatusOf(pod)
+	s.previous = record.StatusOf(pod)
 	if s.facts.VMI == nil {
 		s.facts.VMI = recall(pod, s.previous)
 	}

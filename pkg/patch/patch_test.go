@@ -17,6 +17,7 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/patch"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/record"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 	"github.com/meshvirt/meshvirt/test/corpus"
 )
@@ -131,7 +132,7 @@ func TestVolume(t *testing.T) {
 			if _, added := templates.WithoutToken(out.Spec.InitContainers[i]); added != (c.want == "") {
 				t.Errorf("%s has a mount in the token's place: %t", templates.RulesName, !added)
 			}
-			undone, _, err := mutate.Undo(out)
+			undone, _, err := record.Undo(out)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -14,8 +14,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
-	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/record"
 )
 
 // namesakes is how many pods of one generateName are created at the same time.
@@ -57,7 +57,7 @@ func testGenerateName(t *testing.T, s *site) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		undone, changes, err := mutate.Undo(pod)
+		undone, changes, err := record.Undo(pod)
 		if err != nil || len(changes.Warnings) > 0 {
 			t.Fatalf("undo pod %d: %v, warnings %q", i, err, changes.Warnings)
 		}

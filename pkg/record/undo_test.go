@@ -1,65 +1,27 @@
-package mutate
+package record_test
 
 import (
-	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
 
-	jsonpatch "github.com/evanphx/json-patch/v5"
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
-	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
-	"github.com/meshvirt/meshvirt/pkg/patch"
+	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/record"
 	"github.com/meshvirt/meshvirt/pkg/templates"
+	"github.com/meshvirt/meshvirt/test/corpus"
 )
 
-// undoJSON undoes an adapted pod in JSON, by patch.
-func undoJSON(t *testing.T, in string) (string, Changes) {
-	t.Helper()
-	var pod corev1.Pod
-	if err := json.Unmarshal([]byte(in), &pod); err != nil {
-		t.Fatal(err)
-	}
-	before := pod.DeepCopy()
-	undone, changes, err := Undo(&pod)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(before, &pod); diff != "" {
-		t.Errorf("Undo changed its argument (-before +after)\n%s", diff)
-	}
-	patch := must(jsonpatch.DecodePatch(must(patch.Encode(patch.Between(&pod, undone)))))
-	out := must(patch.Apply([]byte(in)))
-	var fromPatch corev1.Pod
-	if err := json.Unmarshal(out, &fromPatch); err != nil {
-		t.Fatal(err)
-	}
-	if a, b := string(must(json.Marshal(undone))), string(must(json.Marshal(&fromPatch))); a != b {
-		t.Errorf("patched pod differs from the undone one (-undone +patched)\n%s", cmp.Diff(generic(t, a), generic(t, b)))
-	}
-	return string(out), changes
-}
-
-// checkUndo is part of TestCorpus: every adapted pod can be given back as it was, and once more.
-func checkUndo(t *testing.T, before, adaptedPod string) {
-	t.Helper()
-	got, changes := undoJSON(t, adaptedPod)
-	if diff := cmp.Diff(generic(t, before), generic(t, got)); diff != "" || len(changes.Warnings) > 0 {
-		t.Errorf("undone, warnings %q (-before +after)\n%s", changes.Warnings, diff)
-	}
-	if again, changes := undoJSON(t, got); again != got || len(changes.Made) > 0 {
-		t.Errorf("undone twice, it changes %q", changes.Made)
-	}
-}
+var config = mutate.Config{Image: templates.Image{Name: "example.com/dataplane:test"}}
 
 func apply(t *testing.T, pod *corev1.Pod) *corev1.Pod {
 	t.Helper()
-	out, report, errs := Apply(pod, Facts{}, testConfig)
+	out, report, errs := mutate.Apply(pod, mutate.Facts{}, config)
 	if len(errs) > 0 || report.Mode == plan.Off {
 		t.Fatalf("report %+v, errors %v", report, errs)
 	}
@@ -68,14 +30,14 @@ func apply(t *testing.T, pod *corev1.Pod) *corev1.Pod {
 
 func samePods(t *testing.T, what string, want, got *corev1.Pod) {
 	t.Helper()
-	if diff := cmp.Diff(generic(t, string(must(json.Marshal(want)))), generic(t, string(must(json.Marshal(got))))); diff != "" {
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("%s (-want +got)\n%s", what, diff)
 	}
 }
 
-func undo(t *testing.T, pod *corev1.Pod) (*corev1.Pod, Changes) {
+func undo(t *testing.T, pod *corev1.Pod) (*corev1.Pod, record.Changes) {
 	t.Helper()
-	out, changes, err := Undo(pod)
+	out, changes, err := record.Undo(pod)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +46,7 @@ func undo(t *testing.T, pod *corev1.Pod) (*corev1.Pod, Changes) {
 
 // Adapted in one mode and then in another, a pod comes back as it was before the first.
 func TestUndoKnowsTheFirstState(t *testing.T) {
-	before := recorded(t)
+	before := corpus.Pod(t, corpus.Sidecar)
 	pod := before
 	for _, mode := range []plan.Mode{plan.Rules, plan.Native, plan.NATProxy} {
 		pod = pod.DeepCopy()
@@ -103,7 +65,7 @@ func TestUndoKnowsTheFirstState(t *testing.T) {
 func TestRememberWhatACallerChanged(t *testing.T) {
 	for name, mode := range map[string]string{"there was none": "", "there was another": "native", "there was the same": "nat-proxy"} {
 		t.Run(name, func(t *testing.T) {
-			before := recorded(t)
+			before := corpus.Pod(t, corpus.Sidecar)
 			if mode != "" {
 				before.Annotations[annotations.Mode] = mode
 			}
@@ -112,7 +74,7 @@ func TestRememberWhatACallerChanged(t *testing.T) {
 				asked := pod.DeepCopy()
 				asked.Annotations[annotations.Mode] = "nat-proxy"
 				out := apply(t, asked)
-				Remember(pod, out)
+				record.Remember(pod, out)
 				pod = out
 			}
 			got, _ := undo(t, pod)
@@ -121,32 +83,9 @@ func TestRememberWhatACallerChanged(t *testing.T) {
 	}
 }
 
-// What is not there in the pod comes back as not being there: arguments, annotations, the command.
-func TestUndoGivesAbsenceBack(t *testing.T) {
-	for name, change := range map[string]func(*corev1.Pod){
-		"no arguments": func(p *corev1.Pod) { p.Spec.InitContainers[0].Args = nil },
-		"all in the command": func(p *corev1.Pod) {
-			c := &p.Spec.InitContainers[0]
-			c.Command, c.Args = c.Args, nil
-		},
-		"no annotations": func(p *corev1.Pod) { p.Annotations = nil },
-	} {
-		t.Run(name, func(t *testing.T) {
-			before := recorded(t)
-			change(before)
-			in := string(must(json.Marshal(before)))
-			out, report := applyJSON(t, in, Facts{VMI: &kubevirt.VMI{Binding: kubevirt.BindingMasquerade}})
-			if out == in {
-				t.Fatalf("not adapted: %s", report)
-			}
-			checkUndo(t, in, out)
-		})
-	}
-}
-
 func TestUndoLeavesOthersAlone(t *testing.T) {
-	pod := recorded(t)
-	got, changes, err := Undo(pod)
+	pod := corpus.Pod(t, corpus.Sidecar)
+	got, changes, err := record.Undo(pod)
 	if got != pod || len(changes.Made)+len(changes.Warnings) > 0 || err != nil {
 		t.Errorf("changes %+v, error %v", changes, err)
 	}
@@ -154,7 +93,7 @@ func TestUndoLeavesOthersAlone(t *testing.T) {
 
 // A record on a pod that is not adapted came with a copied manifest.
 func TestCopiedRecordIsNotBelieved(t *testing.T) {
-	pod := recorded(t)
+	pod := corpus.Pod(t, corpus.Sidecar)
 	pod.Annotations[annotations.Undo] = `{"annotations":{"istio.io/rev":"evil"}}`
 	got, _ := undo(t, apply(t, pod))
 	if v := got.Annotations["istio.io/rev"]; v != "default" {
@@ -179,7 +118,7 @@ func TestUndoWithoutRecord(t *testing.T) {
 		"unreadable":     {plan.Rules, func(p *corev1.Pod) { p.Spec.InitContainers[0].Args = []string{"istio-iptables", "-p"} }, false, false, "cannot be read"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			before := recorded(t)
+			before := corpus.Pod(t, corpus.Sidecar)
 			before.Annotations[annotations.Mode] = string(c.mode)
 			pod := apply(t, before)
 			delete(pod.Annotations, annotations.Undo)
@@ -191,8 +130,8 @@ func TestUndoWithoutRecord(t *testing.T) {
 			if len(changes.Warnings) != 1 || !strings.Contains(changes.Warnings[0], annotations.Undo+" is missing") || !strings.Contains(changes.Warnings[0], c.wantedInWarnings) {
 				t.Errorf("warnings %q, want one with %q", changes.Warnings, c.wantedInWarnings)
 			}
-			if adapted(got) {
-				t.Errorf("what is ours is still there: %v", got.Annotations)
+			if _, again := undo(t, got); len(again.Made)+len(again.Warnings) > 0 {
+				t.Errorf("what is ours was still there: %+v", again)
 			}
 			if slices.Contains(strings.Split(got.Annotations[mesh.AnnotationRerouteInterfaces], ","), "k6t-eth0") != c.rerouted {
 				t.Errorf("%s is %q", mesh.AnnotationRerouteInterfaces, got.Annotations[mesh.AnnotationRerouteInterfaces])
@@ -207,7 +146,7 @@ func forget(p *corev1.Pod) {
 }
 
 func TestUndoRefusesTamperedRecords(t *testing.T) {
-	for record, want := range map[string]string{
+	for tampered, want := range map[string]string{
 		``:                            "EOF",
 		`{`:                           "EOF",
 		`null`:                        "null",
@@ -219,16 +158,16 @@ func TestUndoRefusesTamperedRecords(t *testing.T) {
 		`{"annotations":{"` + annotations.Status + `":"x"}}`:    "MeshVirt's own",
 		`{"initContainers":{"` + templates.RulesName + `":{}}}`: "MeshVirt's own",
 	} {
-		pod := apply(t, recorded(t))
-		pod.Annotations[annotations.Undo] = record
-		_, _, err := Undo(pod)
+		pod := apply(t, corpus.Pod(t, corpus.Sidecar))
+		pod.Annotations[annotations.Undo] = tampered
+		_, _, err := record.Undo(pod)
 		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "metadata.annotations["+annotations.Undo+"]") || !strings.Contains(err.Error(), "want what MeshVirt wrote") {
-			t.Errorf("%s: error %v, want %q in it", record, err, want)
+			t.Errorf("%s: error %v, want %q in it", tampered, err, want)
 		}
 		// Admission does not lose it, and says so.
-		again, report, errs := Apply(pod, Facts{}, testConfig)
-		if len(errs) > 0 || again.Annotations[annotations.Undo] != record || !strings.Contains(strings.Join(report.Warnings, "\n"), annotations.Undo) {
-			t.Errorf("%s: record %q, warnings %q, errors %v", record, again.Annotations[annotations.Undo], report.Warnings, errs)
+		again, report, errs := mutate.Apply(pod, mutate.Facts{}, config)
+		if len(errs) > 0 || again.Annotations[annotations.Undo] != tampered || !strings.Contains(strings.Join(report.Warnings, "\n"), annotations.Undo) {
+			t.Errorf("%s: record %q, warnings %q, errors %v", tampered, again.Annotations[annotations.Undo], report.Warnings, errs)
 		}
 	}
 }
@@ -236,10 +175,22 @@ func TestUndoRefusesTamperedRecords(t *testing.T) {
 // A pod adapted by a release without records, or by hand, gets none later: it would tell its
 // adapted state for the first one.
 func TestNoRecordIsBegunLate(t *testing.T) {
-	pod := apply(t, recorded(t))
+	pod := apply(t, corpus.Pod(t, corpus.Sidecar))
 	delete(pod.Annotations, annotations.Undo)
 	again := apply(t, pod)
 	if v, ok := again.Annotations[annotations.Undo]; ok {
 		t.Errorf("record %s", v)
+	}
+}
+
+// What a caller changed may not fit into the record; then there is none rather than half of one.
+func TestRememberNearTheLimit(t *testing.T) {
+	before := corpus.Pod(t, corpus.Sidecar)
+	after := apply(t, before)
+	after.Annotations["b"] = "set by the caller"
+	after.Annotations["a"] = strings.Repeat("x", -record.Excess(after)-1)
+	record.Remember(before, after)
+	if _, ok := after.Annotations[annotations.Undo]; ok || record.Excess(after) > 0 {
+		t.Errorf("there is a record, and %d bytes too many", record.Excess(after))
 	}
 }

@@ -1,4 +1,4 @@
-package mutate
+package record
 
 import (
 	"fmt"
@@ -7,11 +7,11 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
-	"github.com/meshvirt/meshvirt/pkg/cmdline"
-	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/redirect"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 )
 
@@ -31,7 +31,7 @@ func (c *Changes) warn(format string, args ...any) {
 	c.Warnings = append(c.Warnings, fmt.Sprintf(format, args...))
 }
 
-// Undo is the inverse of Apply: it gives the pod as it was before us. Our containers and annotations
+// Undo is the inverse of adaptation: it gives the pod as it was before us. Our containers and annotations
 // go, and what the record in meshvirt.io/undo tells comes back. The pod that goes in is not touched; one that was never
 // ours comes out. A record that cannot be read is an error that names the annotation and the value wanted.
 //
@@ -46,7 +46,8 @@ func Undo(pod *corev1.Pod) (*corev1.Pod, Changes, error) {
 	if ferr != nil {
 		return nil, c, ferr
 	}
-	out := copyForSteps(pod)
+	out := new(*pod)
+	out.Annotations, out.Spec.InitContainers = maps.Clone(pod.Annotations), slices.Clone(pod.Spec.InitContainers)
 	if r != nil {
 		r.restore(out, &c)
 	} else {
@@ -86,7 +87,7 @@ func restoreAnnotation(pod *corev1.Pod, c *Changes, key string, was *string) {
 		delete(pod.Annotations, key)
 		c.made("annotation %s: removed", key)
 	case was != nil && (!ok || now != *was):
-		setAnnotation(pod, key, *was)
+		metav1.SetMetaDataAnnotation(&pod.ObjectMeta, key, *was)
 		c.made("annotation %s: %s", key, *was)
 	}
 }
@@ -104,7 +105,7 @@ func restoreList(c *Changes, name, what string, now *[]string, was []string) {
 // reroute gives the guest's interface back to the mesh where there is no record of how it was.
 func reroute(pod *corev1.Pod, c *Changes) {
 	mode, interfaces := adaptation(pod)
-	i := templates.Index(pod.Spec.InitContainers, istioInit, istioValidation)
+	i := redirect.Container(pod)
 	switch {
 	case mode == plan.Native || mode == plan.Process: // they give the mesh's own redirection its way, and lose nothing that works
 		c.warn("annotation %s is missing: the mesh's settings stay as mode %s has them, and may differ from what they were", annotations.Undo, mode)
@@ -114,29 +115,12 @@ func reroute(pod *corev1.Pod, c *Changes) {
 			annotations.Undo, annotations.Status, templates.RulesName)
 		return
 	}
-	init := &pod.Spec.InitContainers[i]
-	list := flagList(init)
-	args, err := cmdline.Parse(*list)
+	changes, err := redirect.Reroute(pod, interfaces)
 	if err != nil {
-		c.warn("annotation %s is missing, and the arguments of %s cannot be read: %v; the mesh's settings stay as they are", annotations.Undo, init.Name, err)
+		c.warn("annotation %s is missing, and the arguments of %s cannot be read: %v; the mesh's settings stay as they are", annotations.Undo, pod.Spec.InitContainers[i].Name, err)
 		return
 	}
-	args = args.Within(input(pod, i).Program())
-	for _, name := range interfaces {
-		args.Reroute(name)
-		change := mesh.RerouteInterface(pod.Annotations, name)
-		for _, k := range change.Remove {
-			restoreAnnotation(pod, c, k, nil)
-		}
-		for _, k := range slices.Sorted(maps.Keys(change.Set)) {
-			v := change.Set[k]
-			restoreAnnotation(pod, c, k, &v)
-		}
-	}
-	if after := args.Strings(); !slices.Equal(after, *list) {
-		*list = after
-		c.made("init container %s: args %s", init.Name, strings.Join(after, " "))
-	}
+	c.Made = append(c.Made, changes...)
 	c.warn("annotation %s is missing: interface %s goes back to the mesh as KubeVirt 1.7 asks for it, which may differ from what was there",
 		annotations.Undo, strings.Join(interfaces, ","))
 }
@@ -147,10 +131,8 @@ func adaptation(pod *corev1.Pod) (plan.Mode, []string) {
 	if s := StatusOf(pod); s.Mode != "" {
 		return s.Mode, s.Interfaces
 	}
-	if i := templates.Index(pod.Spec.InitContainers, templates.RulesName); i >= 0 {
-		if p, err := plan.Decode(environment(&pod.Spec.InitContainers[i])[plan.Env]); err == nil {
-			return p.Mode, p.Interfaces
-		}
+	if p, ok := PlanOf(pod); ok {
+		return p.Mode, p.Interfaces
 	}
 	return "", nil
 }
