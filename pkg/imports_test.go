@@ -43,17 +43,17 @@ var arrows = []struct {
 		"it reads objects as they are; what is wrong with them is the check's",
 	},
 	{
-		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/decision", "pkg/templates", "pkg/redirect", "pkg/record", "pkg/mutate", "pkg/patch", "pkg/inventory", "pkg/check", "pkg/admit", "cmd/webhook"},
+		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/decision", "pkg/templates", "pkg/redirect", "pkg/record", "pkg/mutate", "pkg/patch", "pkg/review", "pkg/inventory", "pkg/check", "pkg/admit", "cmd/webhook"},
 		[]string{module + "pkg/bridge", module + "pkg/nft", module + "pkg/rules", module + "pkg/keeper", module + "pkg/resolv", module + "pkg/dns", module + "pkg/proxy", module + "pkg/sockopt", "github.com/google/nftables", "github.com/vishvananda/netlink"},
 		"the webhook decides and the data plane acts; pkg/plan is all that they share",
 	},
 	{
-		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/decision", "pkg/templates", "pkg/redirect", "pkg/record", "pkg/mutate", "pkg/patch", "pkg/inventory", "pkg/check"},
+		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/decision", "pkg/templates", "pkg/redirect", "pkg/record", "pkg/mutate", "pkg/patch", "pkg/review", "pkg/inventory", "pkg/check"},
 		[]string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime", module + "pkg/admit"},
 		"adaptation and checks do no I/O, so that the command line and tests run them without a cluster",
 	},
 	{
-		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/decision", "pkg/templates", "pkg/redirect", "pkg/record", "pkg/mutate", "pkg/patch", "pkg/admit", "cmd/webhook"},
+		[]string{"pkg/annotations", "pkg/cmdline", "pkg/kubevirt", "pkg/mesh", "pkg/decision", "pkg/templates", "pkg/redirect", "pkg/record", "pkg/mutate", "pkg/patch", "pkg/review", "pkg/admit", "cmd/webhook"},
 		[]string{module + "pkg/inventory", module + "pkg/check"},
 		"checks look at admission from outside",
 	},
@@ -76,6 +76,11 @@ var arrows = []struct {
 		[]string{"pkg/patch"},
 		[]string{module + "pkg/annotations", module + "pkg/decision", module + "pkg/kubevirt", module + "pkg/mesh", module + "pkg/redirect", module + "pkg/record", module + "pkg/mutate"},
 		"a patch is of two pods, whoever made the second",
+	},
+	{
+		[]string{"pkg/review"},
+		[]string{module + "pkg/annotations", module + "pkg/decision", module + "pkg/kubevirt", module + "pkg/mesh", module + "pkg/record", module + "pkg/mutate", module + "pkg/patch"},
+		"a review is read before anything is known of its pod",
 	},
 	{
 		[]string{"pkg/record", "pkg/mutate"},

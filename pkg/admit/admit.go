@@ -1,4 +1,4 @@
-// Package admit is the edge to the API server: it decodes an AdmissionReview's pod, has pkg/mutate
+// Package admit is the edge to the API server: it takes an AdmissionReview's pod, has pkg/mutate
 // adapt it, and answers with a patch, a denial or nothing, plus one log line and one count.
 package admit
 
@@ -19,6 +19,7 @@ import (
 
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/patch"
+	"github.com/meshvirt/meshvirt/pkg/review"
 )
 
 // Path is where the webhook serves; the chart's configuration points there.
@@ -66,7 +67,7 @@ func New(config mutate.Config, log *slog.Logger, registry prometheus.Registerer)
 
 // outcome is what the log line and the metrics say of one request.
 type outcome struct {
-	req        *Request // nil if none could be read
+	req        *review.Request // nil if none could be read
 	report     mutate.Report
 	result     string
 	message    string // for denials and errors
@@ -94,7 +95,7 @@ func (h *Handler) record(o outcome) {
 
 // Handle answers one request; the caller sets the response's UID. A panic is answered as an error:
 // it must not take the replica, and with it other pods' admissions, down.
-func (h *Handler) Handle(req *Request) (resp *admissionv1.AdmissionResponse) {
+func (h *Handler) Handle(req *review.Request) (resp *admissionv1.AdmissionResponse) {
 	start := time.Now()
 	o := outcome{req: req}
 	defer func() {
@@ -113,13 +114,13 @@ func (h *Handler) Handle(req *Request) (resp *admissionv1.AdmissionResponse) {
 
 var podKind = schema.GroupKind{Kind: "Pod"}
 
-func (h *Handler) answer(req *Request, o *outcome) *admissionv1.AdmissionResponse {
+func (h *Handler) answer(req *review.Request, o *outcome) *admissionv1.AdmissionResponse {
 	if req.Kind.Group != podKind.Group || req.Kind.Kind != podKind.Kind || req.SubResource != "" || req.Operation != admissionv1.Create {
 		// The configuration asks for nothing else; whoever asks all the same gets no change.
 		o.result = resultUnchanged
 		return &admissionv1.AdmissionResponse{Allowed: true}
 	}
-	pod, err := req.decode()
+	pod, err := req.Pod()
 	if err != nil {
 		o.result = resultErrored
 		return errored(http.StatusBadRequest, err)
@@ -159,5 +160,5 @@ func errored(code int32, err error) *admissionv1.AdmissionResponse {
 
 // encode puts a response into a review. The types are made for encoding/json.
 func encode(resp *admissionv1.AdmissionResponse) ([]byte, error) {
-	return json.Marshal(admissionv1.AdmissionReview{TypeMeta: want, Response: resp})
+	return json.Marshal(admissionv1.AdmissionReview{TypeMeta: review.TypeMeta, Response: resp})
 }

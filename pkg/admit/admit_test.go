@@ -3,58 +3,27 @@ package admit
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
-	jsonpatch "github.com/evanphx/json-patch/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	admissionv1 "k8s.io/api/admission/v1"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/yaml"
 
 	"github.com/meshvirt/meshvirt/pkg/mutate"
-	"github.com/meshvirt/meshvirt/pkg/patch"
-	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
+	"github.com/meshvirt/meshvirt/test/corpus"
 )
-
-const recorded = "../../test/corpus/pods/v1.9.0/masquerade-istio-ports/injected-1.31.0-rc.0-native.yaml"
 
 var config = mutate.Config{Image: templates.Image{Name: "example.com/dataplane:test"}}
 
 func podJSON(t testing.TB) []byte {
 	t.Helper()
-	return readJSON(t, recorded)
-}
-
-// readJSON gives a file of YAML in JSON.
-func readJSON(t testing.TB, file string) []byte {
-	t.Helper()
-	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if b, err = yaml.YAMLToJSON(b); err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
-// reviewOf is what the API server sends for the creation of a pod.
-func reviewOf(pod []byte) []byte {
-	return fmt.Appendf(nil, `{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{"uid":"705ab4f5-6393-11e8-b7cc-42010a800002",
-		"kind":{"group":"","version":"v1","kind":"Pod"},"resource":{"group":"","version":"v1","resource":"pods"},
-		"requestKind":{"group":"","version":"v1","kind":"Pod"},"requestResource":{"group":"","version":"v1","resource":"pods"},
-		"namespace":"mesh","operation":"CREATE","userInfo":{"username":"system:serviceaccount:kubevirt:kubevirt-controller"},
-		"object":%s,"oldObject":null,"dryRun":false,"options":{"kind":"CreateOptions","apiVersion":"meta.k8s.io/v1"}}}`, pod)
+	return corpus.JSON(t, corpus.Sidecar)
 }
 
 type answer struct {
@@ -83,7 +52,7 @@ func ask(t *testing.T, body []byte) answer {
 }
 
 func TestPatched(t *testing.T) {
-	a := ask(t, reviewOf(podJSON(t)))
+	a := ask(t, corpus.Review(podJSON(t)))
 	var ops []struct{ Op, Path string }
 	if err := json.Unmarshal(a.Patch, &ops); err != nil {
 		t.Fatal(err)
@@ -113,11 +82,11 @@ add /spec/initContainers/1`
 
 func TestUnchanged(t *testing.T) {
 	for name, body := range map[string][]byte{
-		"not ours":       reviewOf([]byte(`{"metadata":{"name":"web"},"spec":{"containers":[{"name":"web"}]}}`)),
-		"another kind":   bytes.ReplaceAll(reviewOf(podJSON(t)), []byte(`"kind":"Pod"}`), []byte(`"kind":"Service"}`)),
-		"an update":      bytes.Replace(reviewOf(podJSON(t)), []byte(`"CREATE"`), []byte(`"UPDATE"`), 1),
-		"a connect":      bytes.Replace(reviewOf([]byte(`null`)), []byte(`"CREATE"`), []byte(`"CONNECT"`), 1),
-		"a sub-resource": bytes.Replace(reviewOf([]byte(`null`)), []byte(`"operation"`), []byte(`"subResource":"exec","operation"`), 1),
+		"not ours":       corpus.Review([]byte(`{"metadata":{"name":"web"},"spec":{"containers":[{"name":"web"}]}}`)),
+		"another kind":   bytes.ReplaceAll(corpus.Review(podJSON(t)), []byte(`"kind":"Pod"}`), []byte(`"kind":"Service"}`)),
+		"an update":      bytes.Replace(corpus.Review(podJSON(t)), []byte(`"CREATE"`), []byte(`"UPDATE"`), 1),
+		"a connect":      bytes.Replace(corpus.Review([]byte(`null`)), []byte(`"CREATE"`), []byte(`"CONNECT"`), 1),
+		"a sub-resource": bytes.Replace(corpus.Review([]byte(`null`)), []byte(`"operation"`), []byte(`"subResource":"exec","operation"`), 1),
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := ask(t, body)
@@ -130,7 +99,7 @@ func TestUnchanged(t *testing.T) {
 
 func TestDeniedNamesEveryBadField(t *testing.T) {
 	pod := bytes.Replace(podJSON(t), []byte(`"annotations":{`), []byte(`"annotations":{"meshvirt.io/mode":"teleport","meshvirt.io/exclude-inbound-ports":"70000","meshvirt.io/nonsense":"1",`), 1)
-	a := ask(t, reviewOf(pod))
+	a := ask(t, corpus.Review(pod))
 	if a.Allowed || a.Result == nil || a.Result.Code != http.StatusUnprocessableEntity {
 		t.Fatalf("answer %+v, want 422", a.AdmissionResponse)
 	}
@@ -156,18 +125,18 @@ func TestErrored(t *testing.T) {
 		code int32
 		want string
 	}{
-		"no object":     {reviewOf([]byte(`null`)), 400, "request.object is empty"},
-		"not a pod":     {reviewOf([]byte(`[]`)), 400, "request.object is no pod"},
-		"a type error":  {reviewOf([]byte(`{"spec":{"containers":"none"}}`)), 400, "request.object is no pod"},
-		"the same key":  {reviewOf([]byte(`{"metadata":{"name":"a","name":"b"}}`)), 400, "duplicate"},
-		"truncated":     {reviewOf(podJSON(t))[:2000], 400, "want an AdmissionReview in JSON"},
+		"no object":     {corpus.Review([]byte(`null`)), 400, "request.object is empty"},
+		"not a pod":     {corpus.Review([]byte(`[]`)), 400, "request.object is no pod"},
+		"a type error":  {corpus.Review([]byte(`{"spec":{"containers":"none"}}`)), 400, "request.object is no pod"},
+		"the same key":  {corpus.Review([]byte(`{"metadata":{"name":"a","name":"b"}}`)), 400, "duplicate"},
+		"truncated":     {corpus.Review(podJSON(t))[:2000], 400, "want an AdmissionReview in JSON"},
 		"a pod":         {[]byte(`{"kind":"Pod","apiVersion":"v1"}`), 400, `got "Pod" of "v1", want AdmissionReview of admission.k8s.io/v1`},
 		"no request":    {[]byte(`{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":null}`), 400, "request is null"},
-		"no operation":  {bytes.Replace(reviewOf([]byte(`null`)), []byte(`"CREATE"`), []byte(`""`), 1), 400, "request.operation is empty"},
+		"no operation":  {bytes.Replace(corpus.Review([]byte(`null`)), []byte(`"CREATE"`), []byte(`""`), 1), 400, "request.operation is empty"},
 		"nothing":       {nil, 400, "want an AdmissionReview in JSON"},
 		"null":          {[]byte("null"), 400, "want AdmissionReview"},
-		"other version": {bytes.Replace(reviewOf(podJSON(t)), []byte("admission.k8s.io/v1"), []byte("admission.k8s.io/v1beta1"), 1), 400, `of "admission.k8s.io/v1beta1", want`},
-		"too large":     {reviewOf(append(bytes.Repeat([]byte(" "), maxReview), podJSON(t)...)), 413, "more than 7340032 bytes"},
+		"other version": {bytes.Replace(corpus.Review(podJSON(t)), []byte("admission.k8s.io/v1"), []byte("admission.k8s.io/v1beta1"), 1), 400, `of "admission.k8s.io/v1beta1", want`},
+		"too large":     {corpus.Review(append(bytes.Repeat([]byte(" "), maxReview), podJSON(t)...)), 413, "more than 7340032 bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := ask(t, c.body)
@@ -184,7 +153,7 @@ func TestErrored(t *testing.T) {
 // A body without Content-Length is bounded as well.
 func TestChunkedBody(t *testing.T) {
 	h := New(config, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-	for want, body := range map[int][]byte{200: reviewOf(podJSON(t)), 413: bytes.Repeat([]byte(" "), maxReview+1)} {
+	for want, body := range map[int][]byte{200: corpus.Review(podJSON(t)), 413: bytes.Repeat([]byte(" "), maxReview+1)} {
 		r := httptest.NewRequest(http.MethodPost, Path, bytes.NewReader(body))
 		r.ContentLength = -1
 		r.Header.Set("Content-Type", "application/json; charset=utf-8")
@@ -197,7 +166,7 @@ func TestChunkedBody(t *testing.T) {
 }
 
 func TestContentType(t *testing.T) {
-	r := httptest.NewRequest(http.MethodPost, Path, bytes.NewReader(reviewOf(podJSON(t))))
+	r := httptest.NewRequest(http.MethodPost, Path, bytes.NewReader(corpus.Review(podJSON(t))))
 	w := httptest.NewRecorder()
 	New(config, slog.New(slog.DiscardHandler), prometheus.NewRegistry()).ServeHTTP(w, r)
 	if w.Code != http.StatusUnsupportedMediaType || !strings.Contains(w.Body.String(), "want application/json") {
@@ -208,76 +177,11 @@ func TestContentType(t *testing.T) {
 // Fields that this Kubernetes library does not know stay byte for byte: no operation touches them.
 func TestUnknownFieldsAreNotTouched(t *testing.T) {
 	pod := bytes.Replace(podJSON(t), []byte(`"spec":{`), []byte(`"spec":{"fieldOfTheFuture":{"a":[1,2.50,"x"]},`), 1)
-	a := ask(t, reviewOf(pod))
+	a := ask(t, corpus.Review(pod))
 	if !a.Allowed || len(a.Patch) == 0 || bytes.Contains(a.Patch, []byte("fieldOfTheFuture")) {
 		t.Errorf("answer %+v", a.AdmissionResponse)
 	}
-	if want := ask(t, reviewOf(podJSON(t))); !bytes.Equal(a.Patch, want.Patch) {
+	if want := ask(t, corpus.Review(podJSON(t))); !bytes.Equal(a.Patch, want.Patch) {
 		t.Errorf("patch %s, want that of the pod without the field", a.Patch)
 	}
-}
-
-// What is decoded is enough: every recorded pod, and every one that was adapted before, comes out as if
-// encoding/json had read the whole.
-func TestDecodedPodIsAdaptedAlike(t *testing.T) {
-	files, err := filepath.Glob("../../test/corpus/pods*/*/*/*.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	pods := 0
-	for _, file := range files {
-		if filepath.Base(file) == "vmi.yaml" {
-			continue
-		}
-		raw := readJSON(t, file)
-		for _, mode := range plan.Modes {
-			pods++
-			first := adaptedAlike(t, file, raw, mode)
-			adaptedAlike(t, file+", again", first, "")
-		}
-	}
-	if pods < 1000 {
-		t.Errorf("%d pods were compared, want those of the corpus in every mode", pods)
-	}
-}
-
-// adaptedAlike compares, and gives what the webhook makes of the pod.
-func adaptedAlike(t *testing.T, name string, raw []byte, mode plan.Mode) []byte {
-	t.Helper()
-	r := httptest.NewRequest(http.MethodPost, Path, bytes.NewReader(reviewOf(raw)))
-	r.Header.Set("Content-Type", "application/json")
-	req, _, err := read(r, &bytes.Buffer{})
-	if err != nil {
-		t.Fatalf("%s: %v", name, err)
-	}
-	parts, err := req.decode()
-	if err != nil {
-		t.Fatalf("%s: %v", name, err)
-	}
-	whole := &corev1.Pod{}
-	if err := json.Unmarshal(raw, whole); err != nil {
-		t.Fatal(err)
-	}
-	var patches, reports [2][]byte
-	for i, pod := range []*corev1.Pod{parts, whole} {
-		c := config
-		c.DefaultMode = mode
-		adapted, report, errs := mutate.Apply(pod, mutate.Facts{}, c)
-		if patches[i], err = patch.Encode(patch.Between(pod, adapted)); err != nil {
-			t.Fatal(err)
-		}
-		reports[i] = fmt.Appendf(nil, "%s%v", report, errs)
-	}
-	if !bytes.Equal(patches[0], patches[1]) || !bytes.Equal(reports[0], reports[1]) {
-		t.Errorf("%s, mode %s: patches\n%s\n%s\nreports\n%s\n%s", name, mode, patches[0], patches[1], reports[0], reports[1])
-	}
-	patch, err := jsonpatch.DecodePatch(patches[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	patched, err := patch.Apply(raw)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return patched
 }

@@ -4,81 +4,26 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"log/slog"
-	"net/http"
 	"slices"
 	"strings"
 	"testing"
 
 	jsonpatch "github.com/evanphx/json-patch/v5"
 	"github.com/google/go-cmp/cmp"
-	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/meshvirt/meshvirt/pkg/templates"
+	"github.com/meshvirt/meshvirt/test/corpus"
 )
-
-// What is no pod, and what is no JSON, is refused by the name of the field, with what is wanted there.
-func TestBadFieldsAreNamed(t *testing.T) {
-	pod := func(spec string) []byte {
-		return reviewOf([]byte(`{"metadata":{"name":"a"},"spec":{"containers":[{"name":"a"` + spec + `}]}}`))
-	}
-	deep := strings.Repeat("[", 20_000) + strings.Repeat("]", 20_000)
-	for name, c := range map[string]struct {
-		body []byte
-		want string
-	}{
-		"an array for the pod":      {reviewOf([]byte(`[]`)), "request.object is no pod: request.object is an array, want an object"},
-		"a string for the pod":      {reviewOf([]byte(`"x"`)), "request.object is a string, want an object"},
-		"a string for containers":   {reviewOf([]byte(`{"spec":{"containers":"none"}}`)), "request.object.spec.containers is a string, want an array"},
-		"a number for a name":       {reviewOf([]byte(`{"metadata":{"name":7}}`)), "request.object.metadata.name is a number, want a string"},
-		"a number for a label":      {reviewOf([]byte(`{"metadata":{"labels":{"a":1}}}`)), "request.object.metadata.labels.a is a number, want a string"},
-		"an object for an argument": {pod(`,"args":["a",{}]`), "request.object.spec.containers[0].args[1] is an object, want a string"},
-		"a string for a flag":       {reviewOf([]byte(`{"spec":{"hostNetwork":"yes"}}`)), "request.object.spec.hostNetwork is a string, want true or false"},
-		"a port out of range":       {pod(`,"ports":[{"containerPort":4294967296}]`), "request.object.spec.containers[0].ports[0].containerPort is 4294967296, want an integer of 32 bits"},
-		"a port that is no integer": {pod(`,"ports":[{"containerPort":80.5}]`), "containerPort is 80.5, want an integer of 32 bits"},
-		"a period out of range":     {reviewOf([]byte(`{"spec":{"terminationGracePeriodSeconds":1e99}}`)), "request.object.spec.terminationGracePeriodSeconds is 1e99, want an integer of 64 bits"},
-		"a bad amount":              {pod(`,"resources":{"limits":{"cpu":"x","memory":"1"}}`), "request.object.spec.containers[0].resources.limits: cpu is \"x\""},
-		"a key twice":               {reviewOf([]byte(`{"metadata":{"name":"a","name":"b"}}`)), `duplicate object member name "name" within "/request/object/metadata"`},
-		"a key twice, unread":       {pod(`,"tty":true,"tty":true`), `duplicate object member name "tty" within "/request/object/spec/containers/0"`},
-		"two objects":               {bytes.Replace(reviewOf(podJSON(t)), []byte(`"oldObject"`), []byte(`"object"`), 1), `duplicate object member name "object" within "/request"`},
-		"bad UTF-8":                 {reviewOf([]byte("{\"metadata\":{\"name\":\"\xff\"}}")), `invalid UTF-8 within "/request/object/metadata/name"`},
-		"bad UTF-8, unread":         {reviewOf([]byte("{\"metadata\":{\"x\":\"\xff\"}}")), `invalid UTF-8 within "/request/object/metadata/x"`},
-		"deep":                      {reviewOf([]byte(`{"metadata":{"x":` + deep + `}}`)), "exceeded max depth"},
-		"data after it":             {append(reviewOf(podJSON(t)), "{}"...), "after top-level value"},
-		"a request that is none":    {[]byte(`{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":7}`), `"/request"`},
-		"no request at all":         {[]byte(`{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1"}`), "request is null, want an admission request"},
-		"version 2":                 {bytes.Replace(reviewOf(podJSON(t)), []byte("admission.k8s.io/v1"), []byte("admission.k8s.io/v2"), 1), `got "AdmissionReview" of "admission.k8s.io/v2", want AdmissionReview of admission.k8s.io/v1`},
-		"an empty object":           {bytes.Replace(reviewOf([]byte(`null`)), []byte(`"object":null,`), nil, 1), "request.object is empty, want a pod"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			a := ask(t, c.body)
-			if a.Allowed || len(a.Patch) > 0 || a.Result == nil || a.Result.Code != http.StatusBadRequest || !strings.Contains(a.Result.Message, c.want) {
-				t.Errorf("answer %+v, want 400 with %q", a.Result, c.want)
-			}
-		})
-	}
-}
-
-// Truncated at any place a review is refused, and never answered by half.
-func TestTruncated(t *testing.T) {
-	h := New(config, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-	body := reviewOf(podJSON(t))
-	for n := 0; n < len(body); n += 97 {
-		if resp := post(t, h, body[:n]); resp != nil {
-			t.Fatalf("%d of %d bytes are answered: %+v", n, len(body), resp)
-		}
-	}
-}
 
 // What the configuration does not ask about is let through unread, whatever it is.
 func TestOtherReviewsAreNotRead(t *testing.T) {
 	for name, body := range map[string][]byte{
-		"an update":       bytes.Replace(reviewOf([]byte(`{"spec":{"containers":"none"}}`)), []byte(`"CREATE"`), []byte(`"UPDATE"`), 1),
-		"a delete":        bytes.Replace(reviewOf([]byte(`null`)), []byte(`"CREATE"`), []byte(`"DELETE"`), 1),
-		"a connect":       bytes.Replace(reviewOf([]byte(`{"kind":"PodExecOptions","container":7}`)), []byte(`"CREATE"`), []byte(`"CONNECT"`), 1),
-		"another kind":    bytes.ReplaceAll(reviewOf([]byte(`{"spec":{"containers":"none"}}`)), []byte(`"kind":"Pod"}`), []byte(`"kind":"Widget"}`)),
-		"another version": bytes.ReplaceAll(reviewOf([]byte(`{"spec":{"containers":"none"}}`)), []byte(`"kind":{"group":"",`), []byte(`"kind":{"group":"example.com",`)),
+		"an update":       bytes.Replace(corpus.Review([]byte(`{"spec":{"containers":"none"}}`)), []byte(`"CREATE"`), []byte(`"UPDATE"`), 1),
+		"a delete":        bytes.Replace(corpus.Review([]byte(`null`)), []byte(`"CREATE"`), []byte(`"DELETE"`), 1),
+		"a connect":       bytes.Replace(corpus.Review([]byte(`{"kind":"PodExecOptions","container":7}`)), []byte(`"CREATE"`), []byte(`"CONNECT"`), 1),
+		"another kind":    bytes.ReplaceAll(corpus.Review([]byte(`{"spec":{"containers":"none"}}`)), []byte(`"kind":"Pod"}`), []byte(`"kind":"Widget"}`)),
+		"another version": bytes.ReplaceAll(corpus.Review([]byte(`{"spec":{"containers":"none"}}`)), []byte(`"kind":{"group":"",`), []byte(`"kind":{"group":"example.com",`)),
 	} {
 		t.Run(name, func(t *testing.T) {
 			if a := ask(t, body); !a.Allowed || len(a.Patch) > 0 {
@@ -101,7 +46,7 @@ func TestNewerFieldsStayByteForByte(t *testing.T) {
 		raw = bytes.ReplaceAll(raw, []byte(place), []byte(in+future+","+place[len(in):]))
 	}
 	fields := bytes.Count(raw, []byte(future))
-	a := ask(t, reviewOf(raw))
+	a := ask(t, corpus.Review(raw))
 	patch, err := jsonpatch.DecodePatch(a.Patch)
 	if err != nil || !a.Allowed || bytes.Contains(a.Patch, []byte("fieldOfTheFuture")) {
 		t.Fatalf("answer %+v: %v", a.AdmissionResponse, err)
@@ -114,11 +59,11 @@ func TestNewerFieldsStayByteForByte(t *testing.T) {
 		t.Errorf("%d of %d fields are as they were", n, fields)
 	}
 	// And nothing else differs but what every pod gets.
-	plain := ask(t, reviewOf(podJSON(t)))
+	plain := ask(t, corpus.Review(podJSON(t)))
 	if diff := cmp.Diff(operations(t, plain.Patch), operations(t, a.Patch)); diff != "" {
 		t.Errorf("patch of the pod without those fields (-plain +future)\n%s", diff)
 	}
-	if again := ask(t, reviewOf(patched)); len(again.Patch) > 0 {
+	if again := ask(t, corpus.Review(patched)); len(again.Patch) > 0 {
 		t.Errorf("admitted again: patch %s", again.Patch)
 	}
 }
@@ -140,7 +85,7 @@ func TestThousandsOfContainers(t *testing.T) {
 	if err := json.Unmarshal(podJSON(t), &pod); err != nil {
 		t.Fatal(err)
 	}
-	want := paths(operations(t, ask(t, reviewOf(podJSON(t))).Patch))
+	want := paths(operations(t, ask(t, corpus.Review(podJSON(t))).Patch))
 	for i := range 5000 {
 		c := corev1.Container{Name: fmt.Sprintf("more-%d", i), Image: "example.com/more", Args: []string{"x"}}
 		pod.Spec.Containers = append(pod.Spec.Containers, c)
@@ -151,11 +96,11 @@ func TestThousandsOfContainers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := ask(t, reviewOf(raw))
+	a := ask(t, corpus.Review(raw))
 	if got := paths(operations(t, a.Patch)); !a.Allowed || !slices.Equal(got, want) {
 		t.Errorf("allowed %t, patch %q, want %q", a.Allowed, got, want)
 	}
-	if small := ask(t, reviewOf(podJSON(t))); len(a.Patch) != len(small.Patch) {
+	if small := ask(t, corpus.Review(podJSON(t))); len(a.Patch) != len(small.Patch) {
 		t.Errorf("a patch of %d bytes, that of a small pod has %d", len(a.Patch), len(small.Patch))
 	}
 }
@@ -185,7 +130,7 @@ func TestInitContainersInAnyOrder(t *testing.T) {
 			t.Fatal(err)
 		}
 		init := slices.IndexFunc(order, func(c corev1.Container) bool { return c.Name == "istio-init" })
-		a := ask(t, reviewOf(raw))
+		a := ask(t, corpus.Review(raw))
 		var got []string
 		for _, p := range paths(operations(t, a.Patch)) {
 			if strings.Contains(p, "Containers") {
@@ -239,7 +184,7 @@ func TestGuaranteedPod(t *testing.T) {
 			t.Fatal(err)
 		}
 		var rules corev1.Container
-		for _, op := range operations(t, ask(t, reviewOf(raw)).Patch) {
+		for _, op := range operations(t, ask(t, corpus.Review(raw)).Patch) {
 			value, _ := op["value"].(map[string]any)
 			if b, err := json.Marshal(value); value["name"] == templates.RulesName && err == nil {
 				if err := json.Unmarshal(b, &rules); err != nil {

@@ -11,6 +11,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	ctrl "sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"github.com/meshvirt/meshvirt/test/corpus"
 )
 
 // BenchmarkReview is one admission; BenchmarkNoop that of controller-runtime's cheapest handler. `make
@@ -24,7 +26,7 @@ func BenchmarkNoop(b *testing.B) {
 }
 
 func benchmark(b *testing.B, h http.Handler) {
-	body := reviewOf(podJSON(b))
+	body := corpus.Review(podJSON(b))
 	b.ReportAllocs()
 	for b.Loop() {
 		r := httptest.NewRequest(http.MethodPost, Path, bytes.NewReader(body))

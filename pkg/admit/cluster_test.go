@@ -27,6 +27,8 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/review"
+	"github.com/meshvirt/meshvirt/test/corpus"
 )
 
 // What works is tested beside a real API server, in test/e2e/apiserver. Here is what such a server does not do when
@@ -88,7 +90,7 @@ func TestNoAnswerInTime(t *testing.T) {
 	// The review goes on, by the pod alone.
 	h := New(config, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	h.Cluster = c
-	resp := post(t, h, reviewOf(podJSON(t)))
+	resp := post(t, h, corpus.Review(podJSON(t)))
 	if resp == nil || !resp.Allowed || len(resp.Patch) == 0 || !strings.Contains(strings.Join(resp.Warnings, "\n"), "did not answer within 20ms): decided by the pod alone") {
 		t.Errorf("answer %+v", resp)
 	}
@@ -297,12 +299,12 @@ func TestEventsOfOutcomes(t *testing.T) {
 func TestEventsNeverBlock(t *testing.T) {
 	c, _ := clusterOf(t, func(_ http.ResponseWriter, r *http.Request) { t.Errorf("asked for %s before the start", r.URL) })
 	pod, report := launcher(t), mutate.Report{Mode: plan.Rules, Reason: decision.MasqueradeSidecar}
-	c.Report(&Request{Namespace: "mesh", DryRun: true}, pod, report, resultPatched, nil)
+	c.Report(&review.Request{Namespace: "mesh", DryRun: true}, pod, report, resultPatched, nil)
 	if n := len(c.events.queue); n != 0 {
 		t.Fatalf("%d events of a dry run, want none", n)
 	}
 	for range eventQueue + 5 {
-		c.Report(&Request{Namespace: "mesh"}, pod, report, resultPatched, nil)
+		c.Report(&review.Request{Namespace: "mesh"}, pod, report, resultPatched, nil)
 	}
 	if n := testutil.ToFloat64(c.events.count.WithLabelValues(eventDropped)); n != 5 {
 		t.Errorf("%v dropped, want 5", n)

@@ -20,6 +20,7 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/review"
 )
 
 // Reasons of the events on VirtualMachineInstances.
@@ -72,7 +73,7 @@ func newEvents(client clientv1.EventsGetter, log *slog.Logger) *events {
 }
 
 // Report puts the event on the pod's VMI that the outcome of a review calls for, if any, into the queue.
-func (c *Cluster) Report(req *Request, pod *corev1.Pod, report mutate.Report, result string, denial error) {
+func (c *Cluster) Report(req *review.Request, pod *corev1.Pod, report mutate.Report, result string, denial error) {
 	if c == nil || req.DryRun {
 		return
 	}

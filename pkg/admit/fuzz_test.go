@@ -14,6 +14,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	admissionv1 "k8s.io/api/admission/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/meshvirt/meshvirt/test/corpus"
 )
 
 // Any body gets an HTTP error or a well-formed answer; a patch applies to the pod of the review, and
@@ -32,9 +34,9 @@ func FuzzReview(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(reviewOf(pod))
+		f.Add(corpus.Review(pod))
 	}
-	f.Add(reviewOf([]byte("null")))
+	f.Add(corpus.Review([]byte("null")))
 	h := New(config, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	f.Fuzz(func(t *testing.T, body []byte) {
 		resp := post(t, h, body)
@@ -55,7 +57,7 @@ func FuzzReview(f *testing.F) {
 		if err != nil {
 			t.Fatalf("patch %s does not apply: %v", resp.Patch, err)
 		}
-		if again := post(t, h, reviewOf(patched)); again == nil || !again.Allowed || len(again.Patch) > 0 {
+		if again := post(t, h, corpus.Review(patched)); again == nil || !again.Allowed || len(again.Patch) > 0 {
 			t.Errorf("the patched pod gets another answer: %+v", again)
 		}
 	})

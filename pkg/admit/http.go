@@ -2,45 +2,18 @@ package admit
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"mime"
 	"net/http"
 	"sync"
 
-	admissionv1 "k8s.io/api/admission/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
+	"github.com/meshvirt/meshvirt/pkg/review"
 )
 
 // maxReview is the largest body that is read, in bytes. A pod in etcd is at most 1.5 MiB by default,
 // a request to the API server at most 3 MiB; a review holds the pod once and is little larger.
 const maxReview = 7 << 20
-
-// Request is the part of an AdmissionReview's request that is read.
-type Request struct {
-	UID         types.UID               `json:"uid"`
-	Kind        metav1.GroupVersionKind `json:"kind"`
-	SubResource string                  `json:"subResource"`
-	Namespace   string                  `json:"namespace"`
-	Name        string                  `json:"name"`
-	Operation   admissionv1.Operation   `json:"operation"`
-	DryRun      bool                    `json:"dryRun"`
-	Object      object                  `json:"object"`
-
-	review []byte // as it came; not to be looked at after the answer
-}
-
-// review is admissionv1.AdmissionReview with its request cut down to Request.
-type review struct {
-	APIVersion string   `json:"apiVersion"`
-	Kind       string   `json:"kind"`
-	Request    *Request `json:"request"`
-}
-
-// want is what this webhook speaks; the chart's configuration says the same to the API server.
-var want = metav1.TypeMeta{APIVersion: "admission.k8s.io/v1", Kind: "AdmissionReview"}
 
 // ServeHTTP answers one review. What is no review is answered by an HTTP error, which the API server
 // reports as a call that failed; everything else by HTTP 200 and a response.
@@ -73,7 +46,7 @@ func (h *Handler) refuse(w http.ResponseWriter, code int, err error) {
 
 // read takes the request out of a review, and gives the HTTP status for the error if there is none.
 // The review stays in the buffer.
-func read(r *http.Request, buffer *bytes.Buffer) (*Request, int, error) {
+func read(r *http.Request, buffer *bytes.Buffer) (*review.Request, int, error) {
 	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
 		return nil, http.StatusUnsupportedMediaType, fmt.Errorf("Content-Type is %q, want application/json", r.Header.Get("Content-Type"))
 	}
@@ -88,20 +61,11 @@ func read(r *http.Request, buffer *bytes.Buffer) (*Request, int, error) {
 	} else if n > maxReview {
 		return nil, http.StatusRequestEntityTooLarge, errTooLarge
 	}
-	var in review
-	if err := unmarshal(buffer.Bytes(), &in); err != nil {
-		return nil, http.StatusBadRequest, fmt.Errorf("want an AdmissionReview in JSON: %w", err)
+	req, err := review.Read(buffer.Bytes())
+	if err != nil {
+		return nil, http.StatusBadRequest, err
 	}
-	switch {
-	case in.APIVersion != want.APIVersion || in.Kind != want.Kind:
-		return nil, http.StatusBadRequest, fmt.Errorf("got %q of %q, want %s of %s", in.Kind, in.APIVersion, want.Kind, want.APIVersion)
-	case in.Request == nil:
-		return nil, http.StatusBadRequest, errors.New("request is null, want an admission request")
-	case in.Request.UID == "" || in.Request.Operation == "":
-		return nil, http.StatusBadRequest, errors.New("request.uid or request.operation is empty, want both")
-	}
-	in.Request.review = buffer.Bytes()
-	return in.Request, 0, nil
+	return req, 0, nil
 }
 
 var errTooLarge = fmt.Errorf("the review has more than %d bytes", maxReview)

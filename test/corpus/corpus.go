@@ -3,11 +3,11 @@ package corpus
 
 import (
 	"encoding/json"
+	"fmt"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -17,12 +17,12 @@ import (
 // Sidecar is a masquerade VM's pod, which lists the ports 22 and 80, beside a native Istio sidecar.
 const Sidecar = "pods/v1.9.0/masquerade-istio-ports/injected-1.31.0-rc.0-native.yaml"
 
-// Pods are the names of all pods of KubeVirt below a directory such as "pods", injected or not.
+// Pods are the names of all pods below a directory such as "pods", injected or not.
 func Pods(t testing.TB, below string) []string {
 	t.Helper()
 	var all []string
 	err := fs.WalkDir(os.DirFS(root(t)), below, func(name string, _ fs.DirEntry, err error) error {
-		if base := path.Base(name); err == nil && (strings.HasPrefix(base, "injected-") || base == "pod.yaml") {
+		if base := path.Base(name); err == nil && path.Ext(base) == ".yaml" && base != "vmi.yaml" {
 			all = append(all, name)
 		}
 		return err
@@ -60,6 +60,15 @@ func Pod(t testing.TB, name string) *corev1.Pod {
 func VMI(t testing.TB, pod string) []byte {
 	t.Helper()
 	return JSON(t, path.Join(path.Dir(pod), "vmi.yaml"))
+}
+
+// Review is what the API server sends for the creation of a pod.
+func Review(pod []byte) []byte {
+	return fmt.Appendf(nil, `{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{"uid":"705ab4f5-6393-11e8-b7cc-42010a800002",
+		"kind":{"group":"","version":"v1","kind":"Pod"},"resource":{"group":"","version":"v1","resource":"pods"},
+		"requestKind":{"group":"","version":"v1","kind":"Pod"},"requestResource":{"group":"","version":"v1","resource":"pods"},
+		"namespace":"mesh","operation":"CREATE","userInfo":{"username":"system:serviceaccount:kubevirt:kubevirt-controller"},
+		"object":%s,"oldObject":null,"dryRun":false,"options":{"kind":"CreateOptions","apiVersion":"meta.k8s.io/v1"}}}`, pod)
 }
 
 // root looks for the module's directory from that of the tests upwards.

@@ -1,4 +1,4 @@
-package admit
+package review
 
 import (
 	"errors"
@@ -95,24 +95,9 @@ var skipObject = json.WithUnmarshalers(json.UnmarshalFromFunc(func(d *jsontext.D
 	return d.SkipValue()
 }))
 
-// unmarshal reads a review.
-func unmarshal(body []byte, in *review) error {
-	err := json.Unmarshal(body, in)
-	semantic := (*json.SemanticError)(nil)
-	if !errors.As(err, &semantic) || !jsontext.Pointer("/request/object").Contains(semantic.JSONPointer) {
-		return err
-	}
-	*in = review{}
-	if err := json.Unmarshal(body, in, skipObject); err != nil {
-		return err
-	}
-	in.Request.Object.err = err
-	return nil
-}
-
-// decode makes the pod of a review. Unlike encoding/json it has compared names exactly and refused one
-// that is there twice, as the API server does in strict mode.
-func (r *Request) decode() (*corev1.Pod, error) {
+// Pod makes the pod of a request, as far as steps look at it. Unlike encoding/json it has compared names exactly and refused
+// one that is there twice, as the API server does in strict mode.
+func (r *Request) Pod() (*corev1.Pod, error) {
 	if !r.Object.given {
 		return nil, errors.New("request.object is empty, want a pod")
 	}
