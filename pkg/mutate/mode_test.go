@@ -2,6 +2,7 @@ package mutate
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -28,6 +29,30 @@ func TestNativeSidecarOfTheMesh(t *testing.T) {
 		pod.Spec.InitContainers = append(pod.Spec.InitContainers, corev1.Container{Name: "istio-proxy", RestartPolicy: c.sidecar})
 		if _, report, errs := Apply(pod, Facts{NoNativeSidecars: true}, testConfig); report.Reason != c.want || (len(errs) > 0) != (c.want == decision.Invalid) {
 			t.Errorf("%s: reason %s, errors %v; want %s", name, report.Reason, errs, c.want)
+		}
+	}
+}
+
+// What an earlier admission wrote into the pod decides again where nothing else is known: the mesh's settings no longer tell of the interface,
+// and no VMI of the binding.
+func TestAdmittedAgain(t *testing.T) {
+	for name, c := range map[string]struct {
+		facts Facts
+		want  decision.Reason
+	}{
+		"an interface was found": {Facts{}, decision.MasqueradeSidecar},
+		"it was a process":       {Facts{VMI: &kubevirt.VMI{Binding: kubevirt.BindingPasst}}, decision.ProcessBinding},
+	} {
+		once, report, errs := Apply(recorded(t), c.facts, testConfig)
+		if len(errs) > 0 || report.Reason != c.want {
+			t.Fatalf("%s: reason %s, errors %v; want %s", name, report.Reason, errs, c.want)
+		}
+		for _, by := range []string{factsVMI, factsPod} {
+			pod := once.DeepCopy()
+			pod.Annotations[annotations.Status] = strings.NewReplacer(`"facts":"vmi"`, `"facts":"`+by+`"`, `"facts":"pod"`, `"facts":"`+by+`"`).Replace(pod.Annotations[annotations.Status])
+			if _, again, errs := Apply(pod, Facts{}, testConfig); again.Mode != report.Mode || again.Reason != report.Reason || len(errs) > 0 {
+				t.Errorf("%s, known by the %s: mode %s for %s, errors %v; want %s for %s as before", name, by, again.Mode, again.Reason, errs, report.Mode, report.Reason)
+			}
 		}
 	}
 }
