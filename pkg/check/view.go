@@ -18,7 +18,6 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/record"
-	"github.com/meshvirt/meshvirt/pkg/templates"
 )
 
 // webhook is one of MeshVirt's, in its configuration.
@@ -58,7 +57,10 @@ func (v *view) unknown(resource string) bool {
 }
 
 func look(c *inventory.Cluster) *view {
-	v := &view{Cluster: c, namespaces: map[string]map[string]string{}, instances: map[types.UID]*inventory.Machine{}, config: mutate.Config{Image: templates.Image{Name: templates.DefaultImage}}}
+	v := &view{
+		Cluster: c, deployment: c.Webhook(), config: Config(c), oldServer: NoNativeSidecars(c),
+		namespaces: map[string]map[string]string{}, instances: map[types.UID]*inventory.Machine{},
+	}
 	for i := range c.Configurations {
 		configuration := &c.Configurations[i]
 		for j := range configuration.Webhooks {
@@ -67,11 +69,9 @@ func look(c *inventory.Cluster) *view {
 			}
 		}
 	}
-	// By a feature gate 1.28 knows them too: then some pod may have one.
-	v.oldServer = c.Server != nil && mutate.NoNativeSidecars(c.Server.Major, c.Server.Minor) && !slices.ContainsFunc(c.Pods, func(pod corev1.Pod) bool {
-		return slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.RestartPolicy != nil })
-	})
-	v.findDeployment()
+	if v.deployment != nil {
+		v.release = v.deployment.Spec.Template.Labels["app.kubernetes.io/version"]
+	}
 	for i := range c.Namespaces {
 		v.namespaces[c.Namespaces[i].Name] = c.Namespaces[i].Labels
 	}
@@ -87,53 +87,13 @@ func look(c *inventory.Cluster) *view {
 	return v
 }
 
-// findDeployment looks for the one whose pods the first of our webhooks leads to.
-func (v *view) findDeployment() {
-	if len(v.ours) == 0 {
-		return
-	}
-	service := v.service(v.ours[0])
-	if service == nil || len(service.Spec.Selector) == 0 {
-		return
-	}
-	for i := range v.Deployments {
-		d := &v.Deployments[i]
-		template := d.Spec.Template
-		if d.Namespace != service.Namespace || !labels.SelectorFromSet(service.Spec.Selector).Matches(labels.Set(template.Labels)) {
-			continue
-		}
-		v.deployment, v.release = d, template.Labels["app.kubernetes.io/version"]
-		v.config.DefaultMode = plan.Mode(argument(d, "default-mode"))
-		if image := argument(d, "data-plane-image"); image != "" {
-			v.config.Image.Name = image
-		}
-		return
-	}
-}
-
-// argument is the value of a flag of the webhook's container, as the chart writes it; empty without it.
-func argument(d *appsv1.Deployment, flag string) (value string) {
-	for _, c := range d.Spec.Template.Spec.Containers {
-		for _, arg := range c.Args {
-			if v, ok := strings.CutPrefix(arg, "--"+flag+"="); ok {
-				value = v
-			}
-		}
-	}
-	return value
-}
-
 // service gives nil for a webhook that is called by URL, or by a Service that is not there.
 func (v *view) service(w webhook) *corev1.Service {
 	ref := w.webhook.ClientConfig.Service
 	if ref == nil {
 		return nil
 	}
-	i := slices.IndexFunc(v.Services, func(s corev1.Service) bool { return s.Namespace == ref.Namespace && s.Name == ref.Name })
-	if i < 0 {
-		return nil
-	}
-	return &v.Services[i]
+	return v.Service(*ref)
 }
 
 func (v *view) launcher(pod *corev1.Pod) launcher {

@@ -80,18 +80,6 @@ type Machine struct {
 	Refusal string
 }
 
-// Ours gives the Services that MeshVirt's configurations name.
-func (c *Cluster) Ours() (all []admissionregistration.ServiceReference) {
-	for _, configuration := range c.Configurations {
-		for _, w := range configuration.Webhooks {
-			if w.Name == WebhookName && w.ClientConfig.Service != nil {
-				all = append(all, *w.ClientConfig.Service)
-			}
-		}
-	}
-	return all
-}
-
 // The names of the resources.
 const (
 	Configurations = "mutatingwebhookconfigurations"
