@@ -292,6 +292,19 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// What to do about a doubt is a command that can be run as it is.
+func TestDoubtLeadsToExplain(t *testing.T) {
+	c := well(t)
+	c.annotate("meshvirt.io/mode", "tproxy")
+	c.annotate("meshvirt.io/watch", "false")
+	c.adapt(t)
+	c.Pods[0].Name = "virt-launcher-web-abcde"
+	const want = "kubectl meshvirt explain -n mesh virt-launcher-web-abcde shows the whole."
+	if all := Run(c.Cluster).Findings; len(all) != 1 || all[0].Fix != want {
+		t.Errorf("%+v, want %q", all, want)
+	}
+}
+
 // The worst comes first, and otherwise the table's order stays.
 func TestOrder(t *testing.T) {
 	c := well(t)

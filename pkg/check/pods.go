@@ -95,7 +95,7 @@ func again(v *view) (all []Finding) {
 		}
 		for _, w := range l.report.Warnings {
 			if !told[w] {
-				all = append(all, finding(Doubtful, l.object, w, "kubectl meshvirt explain shows the whole: give it the pod, and the VMI by --vmi."))
+				all = append(all, finding(Doubtful, l.object, w, fmt.Sprintf("kubectl meshvirt explain -n %s %s shows the whole.", l.pod.Namespace, l.pod.Name)))
 			}
 		}
 	}
