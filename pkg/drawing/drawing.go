@@ -150,8 +150,8 @@ func shape(w walk.Way) string {
 }
 
 // Of draws the ways of a pod's packets. Its flows are chosen by the plan; what becomes of each is the walk's word. The
-// pod's addresses may be left out, then there are examples; those of the guest's bridge are made from the plan. It fails
-// as walk.Follow does.
+// pod's addresses may be left out, then there are examples; those of the guest's bridge are made from the plan. In a family
+// that the pod lacks nothing is drawn: KubeVirt gives the guest none there. It fails as walk.Follow does.
 func Of(pod walk.Pod) (string, error) {
 	d := &drawing{Pod: pod, Plan: pod.Plan}
 	d.addresses()
@@ -229,7 +229,7 @@ type sample struct {
 	tunnelled uint16
 }
 
-// flow walks a sample in each family of the guest, and draws both if they differ.
+// flow walks a sample in each family that guest and pod have, and draws both if they differ.
 func (d *drawing) flow(title, what string, of func(v4 bool) sample) {
 	type drawn struct {
 		family string
@@ -238,7 +238,7 @@ func (d *drawing) flow(title, what string, of func(v4 bool) sample) {
 	}
 	var all []drawn
 	for _, v4 := range []bool{true, false} {
-		if guest := map[bool]netip.Addr{true: d.Guest.IPv4, false: d.Guest.IPv6}[v4]; !guest.IsValid() {
+		if guest := map[bool]netip.Addr{true: d.Guest.IPv4, false: d.Guest.IPv6}[v4]; !guest.IsValid() || !d.pod(v4).IsValid() {
 			continue
 		}
 		s := of(v4)

@@ -71,20 +71,39 @@ func TestOf(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := base()
 			c.change(&p)
-			got, err := Of(walk.Pod{Plan: p, Observed: rules.Pod{Nameservers: nameservers}, BridgeNF: true})
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, want := range c.want {
-				if !strings.Contains(got, want) {
-					t.Errorf("%q is missing in\n%s", want, got)
-				}
-			}
-			for _, miss := range c.miss {
-				if strings.Contains(got, miss) {
-					t.Errorf("%q is not true in\n%s", miss, got)
-				}
-			}
+			compare(t, walk.Pod{Plan: p, Observed: rules.Pod{Nameservers: nameservers}, BridgeNF: true}, c.want, c.miss)
 		})
+	}
+	for name, c := range map[string]struct {
+		ips        []netip.Prefix
+		want, miss []string
+	}{
+		"both": {[]netip.Prefix{netip.MustParsePrefix("10.1.1.1/32"), netip.MustParsePrefix("fd00:1::1/128")}, []string{"IPv4: peer -> pod:80, TCP", "IPv6: peer -> pod:80, TCP", "IPv4, and IPv6 alike"}, nil},
+		"IPv4": {[]netip.Prefix{netip.MustParsePrefix("10.1.1.1/32")}, []string{"IPv4: peer -> pod:80, TCP", "IPv4: guest -> 127.0.0.1:15000"}, []string{"IPv6"}},
+		"IPv6": {[]netip.Prefix{netip.MustParsePrefix("fd00:1::1/128")}, []string{"IPv6: peer -> pod:80, TCP", "IPv6: guest -> [::1]:15000"}, []string{"IPv4"}},
+		"those of the example peers": {[]netip.Prefix{netip.MustParsePrefix("10.244.2.20/32"), netip.MustParsePrefix("fd00:10:244:2::20/128")},
+			[]string{"IPv4: peer -> pod:80, TCP", "IPv6: peer -> pod:80, TCP"}, []string{"pod -> pod", "peer -> peer"}},
+	} {
+		t.Run("a pod's addresses: "+name, func(t *testing.T) {
+			compare(t, walk.Pod{Plan: base(), IPs: c.ips, BridgeNF: true}, c.want, c.miss)
+		})
+	}
+}
+
+func compare(t *testing.T, pod walk.Pod, want, miss []string) {
+	t.Helper()
+	got, err := Of(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range want {
+		if !strings.Contains(got, w) {
+			t.Errorf("%q is missing in\n%s", w, got)
+		}
+	}
+	for _, m := range miss {
+		if strings.Contains(got, m) {
+			t.Errorf("%q is not true in\n%s", m, got)
+		}
 	}
 }

@@ -44,9 +44,10 @@ func first(all []netip.Prefix, v4 bool) netip.Addr {
 	return netip.Addr{}
 }
 
-// away reports whether a is not in the guest's own network.
+// away reports whether a is not in the guest's own network, nor the pod's own.
 func (d *drawing) away(a netip.Addr) bool {
-	return !slices.ContainsFunc(d.Gateways, func(p netip.Prefix) bool { return p.Contains(a) })
+	return !slices.ContainsFunc(d.Gateways, func(p netip.Prefix) bool { return p.Contains(a) }) &&
+		!slices.ContainsFunc(d.IPs, func(p netip.Prefix) bool { return p.Addr() == a })
 }
 
 // peer is an example of one.
