@@ -109,7 +109,7 @@ func TestCheckErrors(t *testing.T) {
 		"two places":         {"", []string{"-f", "-", "-A"}, "[filename all-namespaces namespace]"},
 		"a severity":         {"", []string{"--fail-on", "info", "-f", "-"}, "want one of [error warning]"},
 		"no kubeconfig":      {"", []string{"--kubeconfig", empty + "-not"}, "no such file"},
-		"nothing said":       {"", []string{"--kubeconfig", empty}, "check manifests by -f"},
+		"nothing said":       {"", []string{"--kubeconfig", empty}, "give manifests by -f"},
 		"no answer":          {"", []string{"--kubeconfig", empty, "--server", silent.URL, "--request-timeout", "100ms"}, "exceeded"},
 		"no cluster":         {"", []string{"--kubeconfig", empty, "--server", "https://127.0.0.1:1"}, "ask the API server at https://127.0.0.1:1 for its version"},
 	} {

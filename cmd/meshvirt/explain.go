@@ -2,10 +2,12 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"strings"
 
@@ -13,61 +15,105 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/meshvirt/meshvirt/pkg/annotations"
 	"github.com/meshvirt/meshvirt/pkg/decision"
 	"github.com/meshvirt/meshvirt/pkg/drawing"
+	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/record"
 	"github.com/meshvirt/meshvirt/pkg/rules"
 	"github.com/meshvirt/meshvirt/pkg/templates"
 	"github.com/meshvirt/meshvirt/pkg/walk"
 )
 
-// placeholderNameserver is the DNS server's address in most clusters that kubeadm made. Which the
-// pod really has shows in its /etc/resolv.conf only.
-var placeholderNameserver = netip.MustParseAddr("10.96.0.10")
-
 func explainCommand() *cobra.Command {
 	var file string
 	var output form
 	var flags adaptation
+	var from source
 	var ipv6 bool
 	c := &cobra.Command{
-		Use:   "explain -f FILE",
+		Use:   "explain {[pod/]NAME | vmi/NAME | vm/NAME | -f FILE}",
 		Short: "Say what MeshVirt does to pods, why, and the way of their packets",
 		Long: `Say what MeshVirt does to pods and why: the mode and its reason, every change, every warning, the
 packets' way hop by hop, and the nftables rules. For a pod that is left alone: why, and what you can do.
 
-The pods must be as they reach the webhook, or as it made them. Facts that only the running pod shows are
-assumed, and the assumptions are named. The exit code is 1 if a pod is invalid; every bad field is then
-named on standard error.`,
-		Example: `  kubectl get pod virt-launcher-web-abcde -o yaml | kubectl meshvirt explain -f -
+A pod of the cluster is named, or its virtual machine: then it is the newest pod that has not ended, the target
+while the machine migrates. It is explained with what the webhook knows: the VirtualMachineInstance, the
+namespace's labels, the API server's version, the webhook's own settings. What you may not read of these is said,
+and the rest goes on. Nothing is changed.
+
+By -f the pods are read from manifests, without a cluster. They must be as they reach the webhook, or as it made
+them. Facts that only the running pod shows are assumed, and the assumptions are named. The exit code is 1 if a
+pod is invalid; every bad field is then named on standard error.`,
+		Example: `  kubectl meshvirt explain -n vms virt-launcher-web-abcde
+  kubectl meshvirt explain -n vms vmi/web
+  kubectl meshvirt explain -n vms vm/web --mode nat-proxy -o yaml
   kubectl meshvirt explain -f virt-launcher.yaml --vmi vmi.yaml --mode nat-proxy --ipv6`,
-		Args:              cobra.NoArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(c *cobra.Command, _ []string) error {
+		ValidArgsFunction: func(c *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 || c.Flags().Changed("filename") {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return completions(func(ctx context.Context) ([]string, error) { return from.targets(ctx, typed) })
+		},
+		RunE: func(c *cobra.Command, args []string) error {
 			a, err := flags.adapter()
 			if err != nil {
 				return err
 			}
-			in, err := read(file, c.InOrStdin())
+			t, err := asked(args, c.Flags().Changed("filename"), from.set(), flags.vmiFile != "")
 			if err != nil {
 				return err
 			}
 			a.keepImage = !c.Flags().Changed("image")
-			all, err := a.explain(in, rules.Pod{IPv6: ipv6, Nameservers: []netip.Addr{placeholderNameserver}})
+			assumed := rules.Pod{IPv6: ipv6, Nameservers: []netip.Addr{placeholderNameserver}}
+			var all []explanation
+			if t == nil {
+				in, e := read(file, c.InOrStdin())
+				if e != nil {
+					return e
+				}
+				all, err = a.explain(in, assumed)
+			} else {
+				f, e := from.find(c.Context(), *t)
+				if e != nil {
+					return e
+				}
+				all, err = a.explainFound(f, assumed)
+			}
 			return errors.Join(printAll(c.OutOrStdout(), output, all), err)
 		},
 	}
-	fileFlag(c, &file)
+	optionalFileFlag(c, &file)
+	from.addFlags(c)
 	flags.addFlags(c)
-	c.Flags().BoolVar(&ipv6, "ipv6", false, "assume that the mesh serves IPv6 in the pod")
+	c.Flags().BoolVar(&ipv6, "ipv6", false, "assume that the mesh serves IPv6 in the pod; of one that runs with IPv6 alone it is known")
 	outputFlag(c, &output, "text")
 	return c
+}
+
+// asked gives what is named in the cluster, nil if it is manifests. set are the cluster's flags that are set.
+func asked(args []string, manifests bool, set []string, vmi bool) (*target, error) {
+	switch {
+	case manifests == (len(args) > 0), len(args) > 1:
+		return nil, errors.New("want one pod (NAME or pod/NAME), one virtual machine (vmi/NAME or vm/NAME), or manifests (-f FILE)")
+	case manifests && len(set) > 0:
+		return nil, fmt.Errorf("-f reads manifests and asks no cluster: leave out %s, or name a pod in place of -f", strings.Join(set, " "))
+	case manifests:
+		return nil, nil
+	case vmi:
+		return nil, errors.New("--vmi goes with -f: of a pod in the cluster the VirtualMachineInstance is read there")
+	}
+	t, err := parseTarget(args[0])
+	return &t, err
 }
 
 // explanation says all about one pod.
 type explanation struct {
 	Namespace string `json:"namespace,omitempty"`
 	Pod       string `json:"pod"`
+	// Chosen says which pod it is of the virtual machine that was asked for; empty if the pod was.
+	Chosen string `json:"chosen,omitempty"`
 	// Mode is off for a pod that is left alone.
 	Mode   plan.Mode       `json:"mode"`
 	Reason decision.Reason `json:"reason"`
@@ -80,6 +126,8 @@ type explanation struct {
 	Errors   []string `json:"errors,omitempty"`
 	Warnings []string `json:"warnings,omitempty"`
 	Changes  []string `json:"changes,omitempty"`
+	// Unknown says what could not be read of the cluster, and why.
+	Unknown []string `json:"unknown,omitempty"`
 	// Assumed are facts on which Path and Rules rest and which only the running pod shows.
 	Assumed []string `json:"assumed,omitempty"`
 	// Path is a drawing of the packets' way (package drawing).
@@ -112,7 +160,42 @@ func (a adapter) explain(in []byte, assumed rules.Pod) (all []explanation, err e
 	return all, errors.Join(errs...)
 }
 
+// explainFound explains a pod of the cluster.
+func (a adapter) explainFound(f found, assumed rules.Pod) ([]explanation, error) {
+	a.facts, a.config.DefaultMode = f.facts, f.config.DefaultMode
+	if a.keepImage {
+		a.config.Image.Name = f.config.Image.Name
+	}
+	if record.StatusOf(f.pod).Mode != "" {
+		a.facts = asAdapted(f.facts)
+	}
+	x, err := a.explainPod(f.pod, assumed)
+	x.Chosen, x.Unknown = f.chosen, f.unknown
+	if err != nil {
+		err = fmt.Errorf("pod %s: %w", f.pod.Name, err)
+	}
+	return []explanation{x}, err
+}
+
+// asAdapted leaves out what counts for the next pod only: a pod has the annotations that its VMI had when it was created,
+// and its namespace had not opted out.
+func asAdapted(facts mutate.Facts) mutate.Facts {
+	facts.NamespaceLabels = maps.Clone(facts.NamespaceLabels)
+	delete(facts.NamespaceLabels, annotations.Inject)
+	if facts.VMI != nil {
+		vmi := *facts.VMI
+		vmi.Annotations = nil
+		facts.VMI = &vmi
+	}
+	return facts
+}
+
 func (a adapter) explainPod(pod *corev1.Pod, assumed rules.Pod) (explanation, error) {
+	if status := record.StatusOf(pod); status.Reason == decision.ConfiguredDefault { // as it was configured then
+		a.config.DefaultMode = status.Mode
+	} else if status.Mode != "" {
+		a.config.DefaultMode = plan.Auto
+	}
 	for _, c := range pod.Spec.InitContainers {
 		if !a.keepImage {
 			break
@@ -145,45 +228,19 @@ func (a adapter) explainPod(pod *corev1.Pod, assumed rules.Pod) (explanation, er
 	if report.Plan == nil {
 		return x, nil
 	}
+	ips := addresses(pod, *report.Plan)
+	if only(ips, netip.Addr.Is6) {
+		assumed.IPv6, assumed.Nameservers = true, []netip.Addr{placeholderNameserver6}
+	}
 	table, err := rules.Build(*report.Plan, assumed)
 	if err != nil {
 		return x, fmt.Errorf("build the rules: %w", err)
 	}
-	x.Rules, x.Assumed = table.String(), assumptions(*report.Plan, assumed)
-	if x.Path, err = drawing.Of(walk.Pod{Plan: *report.Plan, Observed: assumed, BridgeNF: true}); err != nil {
+	x.Rules, x.Assumed = table.String(), assumptions(*report.Plan, assumed, ips)
+	if x.Path, err = drawing.Of(walk.Pod{Plan: *report.Plan, Observed: assumed, IPs: ips, BridgeNF: true}); err != nil {
 		return x, fmt.Errorf("draw the packets' way: %w", err)
 	}
 	return x, nil
-}
-
-func assumptions(p plan.Plan, pod rules.Pod) (all []string) {
-	found := "nothing looks for another, see annotation meshvirt.io/watch"
-	if p.WatchPort != 0 {
-		found = "meshvirt-rules looks for another"
-	}
-	if p.Assumed.Interfaces {
-		all = append(all, fmt.Sprintf("the guest is behind %s, KubeVirt's default: %s", strings.Join(p.Interfaces, ","), found))
-	}
-	if p.Assumed.Guest {
-		all = append(all, fmt.Sprintf("the guest is at %s and %s, KubeVirt's defaults: %s", p.Guest.IPv4, p.Guest.IPv6, found))
-	}
-	switch {
-	case p.Mesh.DualStack: // the plan knows
-	case pod.IPv6:
-		all = append(all, "the mesh serves IPv6 too (--ipv6): its init put ::6 on the loopback device")
-	default:
-		all = append(all, "the mesh serves IPv4 only: its init put no ::6 on the loopback device (--ipv6 assumes that it did)")
-	}
-	if p.Mesh.DNS != nil && !p.Mesh.DNS.All {
-		all = append(all, fmt.Sprintf("the pod's nameserver is %s: a placeholder, /etc/resolv.conf of the pod decides", placeholderNameserver))
-	}
-	switch p.Mode {
-	case plan.Native:
-		all = append(all, "KubeVirt's rules are those of its Istio mode: the VMI has the annotation sidecar.istio.io/inject")
-	case plan.TProxy:
-		all = append(all, "packets of bridges pass the IP hooks (bridge-nf-call-iptables), as on nodes of Kubernetes")
-	}
-	return all
 }
 
 // flagHints say which flags help to try what the advice names.
@@ -218,7 +275,11 @@ func (x explanation) String() string {
 	if x.Namespace != "" {
 		name = x.Namespace + "/" + name
 	}
-	fmt.Fprintf(&b, "pod %s\n  mode    %s\n  reason  %s: %s\n", name, x.Mode, x.Reason, x.Why)
+	fmt.Fprintf(&b, "pod %s\n", name)
+	if x.Chosen != "" {
+		fmt.Fprintf(&b, "  chosen  %s\n", x.Chosen)
+	}
+	fmt.Fprintf(&b, "  mode    %s\n  reason  %s: %s\n", x.Mode, x.Reason, x.Why)
 	if x.Mesh != "" {
 		fmt.Fprintf(&b, "  mesh    %s\n", x.Mesh)
 	}
@@ -231,6 +292,7 @@ func (x explanation) String() string {
 		}
 	}
 	section("errors", x.Errors)
+	section("not known", x.Unknown)
 	section("warnings", x.Warnings)
 	section("changes", x.Changes)
 	section("assumed, since only the running pod shows it", x.Assumed)

@@ -10,9 +10,13 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/meshvirt/meshvirt/pkg/decision"
+	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/pkg/templates"
 )
 
 var update = flag.Bool("update", false, "write the golden texts of explain")
@@ -62,6 +66,23 @@ func TestExplainAdaptedPod(t *testing.T) {
 		if after.Mode != plan.Mode(mode) || after.Path != before.Path || after.Rules != before.Rules || after.Path == "" {
 			t.Errorf("%s: (-before +after)\n%s", mode, cmp.Diff(before.Path+before.Rules, after.Path+after.Rules))
 		}
+	}
+}
+
+// Nor does it matter by which default mode the webhook chose.
+func TestExplainPodOfADefaultMode(t *testing.T) {
+	var pod corev1.Pod
+	if err := yaml.Unmarshal([]byte(readFile(t, native)), &pod); err != nil {
+		t.Fatal(err)
+	}
+	adapted, report, errs := mutate.Apply(&pod, mutate.Facts{}, mutate.Config{Image: templates.Image{Name: "x"}, DefaultMode: plan.NATProxy})
+	b, err := json.Marshal(adapted)
+	if err != nil || len(errs) > 0 {
+		t.Fatal(err, errs)
+	}
+	x := explained(t, string(b), "-f", "-")
+	if x.Mode != plan.NATProxy || x.Reason != decision.ConfiguredDefault || len(x.Changes) > 0 || report.Mode != plan.NATProxy {
+		t.Errorf("%+v, want mode nat-proxy, and nothing left to change", x)
 	}
 }
 
@@ -131,6 +152,44 @@ func TestDrawingIsOfTheRules(t *testing.T) {
 	}
 	if n < 400 {
 		t.Errorf("%d actions were drawn, want at least 400", n)
+	}
+}
+
+// A pod that runs has addresses, and so its families are known.
+func TestExplainAddresses(t *testing.T) {
+	const v4, v6, dns, dns6 = "serves IPv4 only", "serves IPv6, the pod's only family", "nameserver is 10.96.0.10", "nameserver is fd00:10:96::a"
+	for name, c := range map[string]struct {
+		ips, watch string
+		args       []string
+		want, miss []string
+	}{
+		"not known":            {"", "false", nil, []string{v4, dns, "IPv4: peer -> pod", "IPv6: peer -> pod"}, []string{dns6}},
+		"of both families":     {"[{ip: 10.1.1.1}, {ip: 'fd00:1::1'}]", "false", nil, []string{v4, dns, "IPv4: peer -> pod", "IPv6: peer -> pod"}, []string{dns6}},
+		"of both, with --ipv6": {"[{ip: 10.1.1.1}, {ip: 'fd00:1::1'}]", "false", []string{"--ipv6"}, []string{"serves IPv6 too (--ipv6)", "IPv4, and IPv6 alike: peer -> pod"}, []string{v4}},
+		"of IPv4":              {"[{ip: 10.1.1.1}]", "false", nil, []string{dns, "IPv4: peer -> pod", "IPv4: guest -> nameserver:53"}, []string{v4, v6, "IPv6: ", "IPv6 alike"}},
+		"of IPv6":              {"[{ip: 'fd00:1::1'}]", "false", nil, []string{v6, dns6, "IPv6: peer -> pod", "IPv6: guest -> nameserver:53", "redirect to :15006"}, []string{v4, "IPv4: ", "IPv4, and"}},
+		"of another interface": {"[{ip: 10.1.1.1}]", "true", nil, []string{v4, "IPv6: peer -> pod"}, nil},
+		"that nobody can read": {"[{ip: ten}]", "false", nil, []string{v4, "IPv6: peer -> pod"}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod := readFile(t, pods+"masquerade-traffic-annotations/injected-1.31.0-rc.0-native.yaml") // whose DNS is captured
+			pod = strings.Replace(pod, "  annotations:\n", "  annotations:\n    meshvirt.io/watch: \""+c.watch+"\"\n", 1)
+			if c.ips != "" {
+				pod += "status: {podIPs: " + c.ips + "}\n"
+			}
+			x := explained(t, pod, append([]string{"-f", "-"}, c.args...)...)
+			got := strings.Join(x.Assumed, "\n") + "\n" + x.Path
+			for _, w := range c.want {
+				if !strings.Contains(got, w) {
+					t.Errorf("%q is missing in\n%s", w, got)
+				}
+			}
+			for _, m := range c.miss {
+				if strings.Contains(got, m) {
+					t.Errorf("%q is not true in\n%s", m, got)
+				}
+			}
+		})
 	}
 }
 

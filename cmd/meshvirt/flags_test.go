@@ -41,7 +41,8 @@ func TestOutputForms(t *testing.T) {
 		if r := meshvirt(in, command, "-f", "-", "-o", "xml"); r.err == nil || r.out != "" || !strings.Contains(r.err.Error(), "want one of [yaml json]") {
 			t.Errorf("%s -o xml: error %v", command, r.err)
 		}
-		if r := meshvirt(in, command); r.err == nil || !strings.Contains(r.err.Error(), `"filename" not set`) {
+		want := map[bool]string{true: "or manifests (-f FILE)", false: `"filename" not set`}[command == "explain"]
+		if r := meshvirt(in, command); r.err == nil || !strings.Contains(r.err.Error(), want) {
 			t.Errorf("%s without -f: error %v", command, r.err)
 		}
 	}
@@ -83,6 +84,11 @@ func TestCompletion(t *testing.T) {
 		"check -o ":             "yaml\njson\n:4\n",
 		"check --context ":      "one\ntwo\n:4\n",
 		"check -n ":             ":5\n", // nobody is there to be asked
+		"explain ":              ":5\n",
+		"explain vmi/":          ":5\n",
+		"explain secret/":       ":4\n", // which is nothing to explain
+		"explain -f pod.yaml ":  ":4\n",
+		"explain web ":          ":4\n",
 		"inject ":               ":4\n", // no file names: they belong to -f
 		"completion kubectl -":  "--help\n-h\n:4\n",
 		"completion kubectl x ": ":4\n",
