@@ -165,7 +165,7 @@ func TestShow(t *testing.T) {
 	for line := range strings.Lines(notes) {
 		if line = strings.TrimSpace(line); strings.HasPrefix(line, "kubectl ") {
 			commands++
-			out := run(strings.ReplaceAll(line, "vmi NAME", "vmi -n "+vms+" vm-shown"))
+			out := run(strings.NewReplacer("vmi NAME", "vmi -n "+vms+" vm-shown", "vmi/NAME", "-n "+vms+" vmi/vm-shown").Replace(line))
 			t.Logf("%s\n%s", line, out)
 			if strings.Contains(line, "meshvirt check") && !strings.HasPrefix(out, "All is well: MeshVirt") {
 				t.Errorf("%s\n%s", line, out)
