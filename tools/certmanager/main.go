@@ -1,7 +1,11 @@
 // Command certmanager runs the controllers of cert-manager that the chart needs: those of Certificates, of the
-// issuers SelfSigned and CA, and the one that writes caBundle. They are cert-manager's own, with its defaults. Its
-// programs are modules with replacements, which go does not build by version. The CRDs must be there, and KUBECONFIG
-// names the file that says how to reach the API server.
+// issuers SelfSigned and CA (controller), and the one that writes caBundle (cainjector). They are cert-manager's own, with
+// its defaults. Its programs are modules with replacements, which go does not build by version. The CRDs must be there, and
+// KUBECONFIG names the file that says how to reach the API server; empty, it is the one of the pod that this runs in.
+//
+// usage: certmanager [-feature-gates=GATES] [controller|cainjector]
+//
+// Without an argument both run.
 package main
 
 import (
@@ -58,14 +62,28 @@ func main() {
 	flag.Func("feature-gates", "`gates` that differ from cert-manager's defaults, such as CAInjectorMerging=false", feature.DefaultMutableFeatureGate.Set)
 	flag.Parse()
 	ctrl.SetLogger(klog.Background())
-	kubeconfig := os.Getenv("KUBECONFIG")
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return certificates(ctx, kubeconfig) })
-	group.Go(func() error { return injectCA(ctx, kubeconfig) })
-	if err := group.Wait(); err != nil {
+	if err := run(ctx, flag.Args(), os.Getenv("KUBECONFIG")); err != nil {
 		fmt.Fprintf(os.Stderr, "certmanager: %v\n", err)
 		os.Exit(1)
 	}
+}
+
+func run(ctx context.Context, programs []string, kubeconfig string) error {
+	if len(programs) == 0 {
+		programs = []string{"controller", "cainjector"}
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for _, name := range programs {
+		switch name {
+		case "controller":
+			group.Go(func() error { return certificates(ctx, kubeconfig) })
+		case "cainjector":
+			group.Go(func() error { return injectCA(ctx, kubeconfig) })
+		default:
+			group.Go(func() error { return fmt.Errorf("unknown program %q, want controller or cainjector", name) })
+		}
+	}
+	return group.Wait()
 }
 
 // certificates runs what makes Secrets of Certificates until ctx ends.
