@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -136,6 +137,12 @@ func confinements(t *testing.T, c *Cluster, pod *corev1.Pod) map[string]confinem
 	return all
 }
 
+// shell runs a line as its user has it, with kubectl and the plugin for it, and gives its output.
+func (c *Cluster) shell(ctx context.Context, line string) (string, error) {
+	script := fmt.Sprintf("PATH=%s:%s:$PATH KUBECONFIG=%s; export PATH KUBECONFIG\n", c.programs, filepath.Join(c.dir, "bin"), c.admin)
+	return command(ctx, "sh", "-euc", script+line)
+}
+
 // What a user sees of it with kubectl, by what helm's notes and the README say.
 func TestShow(t *testing.T) {
 	c := node(t)
@@ -144,9 +151,7 @@ func TestShow(t *testing.T) {
 
 	var told string
 	await1(t, "an event about the VMI", func() bool {
-		var err error
-		told, err = c.Kubectl(t.Context(), "describe", "vmi", "-n", vms, "vm-shown")
-		do(t, err)
+		told = kubectl(t, c, "describe", "vmi", "-n", vms, "vm-shown")
 		return strings.Contains(told, "MeshJoined")
 	})
 	t.Log(told[strings.Index(told, "Events:"):])
@@ -154,10 +159,8 @@ func TestShow(t *testing.T) {
 		t.Errorf("kubectl describe vmi\n%s\nwant %q", told, want)
 	}
 
-	bin := filepath.Join(c.dir, "bin")
-	script := fmt.Sprintf("PATH=%s:%s:$PATH KUBECONFIG=%s; export PATH KUBECONFIG\n", c.programs, bin, c.admin)
 	run := func(line string) string {
-		out, err := command(t.Context(), "sh", "-euc", script+line)
+		out, err := c.shell(t.Context(), line)
 		do(t, err)
 		return out
 	}
@@ -177,8 +180,7 @@ func TestShow(t *testing.T) {
 	}
 
 	manifest := filepath.Join(t.TempDir(), "pod.yaml")
-	yaml, err := c.Kubectl(t.Context(), "get", "pod", "-n", vms, pod.Name, "-o", "yaml")
-	do(t, err)
+	yaml := kubectl(t, c, "get", "pod", "-n", vms, pod.Name, "-o", "yaml")
 	do(t, os.WriteFile(manifest, []byte(yaml), 0o600))
 	if out := run("kubectl meshvirt explain -f " + manifest); !strings.Contains(out, "rules") {
 		t.Errorf("kubectl meshvirt explain\n%s", out)

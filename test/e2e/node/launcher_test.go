@@ -231,3 +231,11 @@ func await1(t *testing.T, what string, check func() bool) {
 	t.Helper()
 	do(t, await(t.Context(), what, func() (bool, error) { return check(), nil }))
 }
+
+// kubectl runs it as an administrator and gives its output.
+func kubectl(t *testing.T, c *Cluster, args ...string) string {
+	t.Helper()
+	out, err := c.Kubectl(t.Context(), args...)
+	do(t, err)
+	return out
+}

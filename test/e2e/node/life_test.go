@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"path/filepath"
@@ -20,27 +21,38 @@ import (
 // loadRate is how many virt-launcher pods a second are created.
 const loadRate = 10
 
+// tally is what became of pods.
+type tally struct{ created, refused, unadapted int }
+
 // underLoad calls f while virt-launcher pods are created, and a while longer. None may be refused, none
-// unadapted. No node takes them.
+// unadapted.
 func underLoad(t *testing.T, c *Cluster, name string, f func()) {
+	t.Helper()
+	count, err := load(t, c, name, f)
+	if count.created == 0 || count.refused+count.unadapted > 0 {
+		t.Errorf("of %d pods %d were refused (the first: %v) and %d not adapted, want none", count.created, count.refused, err, count.unadapted)
+	}
+	t.Logf("%s: %d pods", name, count.created)
+}
+
+// load is underLoad without a judgement; err is of the first pod that was refused. No node takes the pods, and in the end
+// they are deleted.
+func load(t *testing.T, c *Cluster, name string, f func()) (count tally, err error) {
 	t.Helper()
 	pod := launcher(t, c, name, nil)
 	pod.Spec.NodeSelector["nowhere"] = "true"
 	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
 	var wg sync.WaitGroup
-	var count struct {
-		sync.Mutex
-		admitted, refused, unadapted int
-	}
+	var mu sync.Mutex
 	create := func() {
-		got, err := c.Admit(t.Context(), vms, pod)
-		count.Lock()
-		defer count.Unlock()
-		count.admitted++
-		if err != nil {
-			if count.refused++; count.refused < 5 {
-				t.Errorf("a pod is refused: %v", err)
-			}
+		got, refusal := c.Admit(t.Context(), vms, pod)
+		mu.Lock()
+		defer mu.Unlock()
+		count.created++
+		if refusal != nil {
+			count.refused++
+			err = cmp.Or(err, refusal)
 		} else if !adapted(got) {
 			count.unadapted++
 		}
@@ -58,14 +70,26 @@ func underLoad(t *testing.T, c *Cluster, name string, f func()) {
 		}
 	})
 	f()
+	time.Sleep(time.Second)
 	stop()
 	wg.Wait()
-	if count.admitted == 0 || count.refused+count.unadapted > 0 {
-		t.Errorf("of %d pods %d were refused and %d not adapted, want none", count.admitted, count.refused, count.unadapted)
-	}
-	t.Logf("%s: %d pods", name, count.admitted)
-	_, err := c.Kubectl(t.Context(), "delete", "pods", "-n", vms, "--field-selector=status.phase=Pending", "--wait=false")
+	kubectl(t, c, "delete", "pods", "-n", vms, "--field-selector=status.phase=Pending", "--wait=false")
+	return count, err
+}
+
+// upgrade changes a value as docs/install.md says, and returns when the old pods are gone.
+func upgrade(t *testing.T, c *Cluster, value string) {
+	t.Helper()
+	root, err := tools.Root()
 	do(t, err)
+	_, err = c.Helm(t.Context(), "upgrade", "meshvirt", filepath.Join(root, "charts/meshvirt"), "-n", system, "--reset-then-reuse-values",
+		"--set", value, "--wait", "--timeout", patience.String())
+	do(t, err)
+	await1(t, "the old pods of the webhook are gone", func() bool {
+		var list corev1.PodList
+		do(t, c.Client.List(t.Context(), &list, client.InNamespace(system)))
+		return len(list.Items) == 2
+	})
 }
 
 // webhookPods gives the names of the pods that run and are not about to end.
@@ -88,27 +112,14 @@ func webhookPods(t *testing.T, c *Cluster) []string {
 func TestReplace(t *testing.T) {
 	c := node(t)
 	installed(t, c)
-	ctx := t.Context()
 	before := webhookPods(t, c)
 	if len(before) != 2 {
 		t.Fatalf("webhook pods %v, want 2", before)
 	}
 	underLoad(t, c, "vm-load", func() {
-		_, err := c.Kubectl(ctx, "delete", "pod", "-n", system, before[0], "--wait=false")
-		do(t, err)
-		_, err = c.Kubectl(ctx, "rollout", "status", "-n", system, "deployment/meshvirt", "--timeout", patience.String())
-		do(t, err)
-		root, err := tools.Root()
-		do(t, err)
-		_, err = c.Helm(ctx, "upgrade", "meshvirt", filepath.Join(root, "charts/meshvirt"), "-n", system, "--reset-then-reuse-values",
-			"--set", "dataPlane.rulesResources.requests.cpu=23m", "--wait", "--timeout", patience.String())
-		do(t, err)
-		// The old pods still end.
-		await1(t, "the old pods of the webhook are gone", func() bool {
-			var list corev1.PodList
-			do(t, c.Client.List(ctx, &list, client.InNamespace(system)))
-			return len(list.Items) == 2
-		})
+		kubectl(t, c, "delete", "pod", "-n", system, before[0], "--wait=false")
+		kubectl(t, c, "rollout", "status", "-n", system, "deployment/meshvirt", "--timeout", patience.String())
+		upgrade(t, c, "dataPlane.rulesResources.requests.cpu=23m")
 	})
 	if after := webhookPods(t, c); slices.ContainsFunc(after, func(name string) bool { return slices.Contains(before, name) }) {
 		t.Errorf("webhook pods were %v and are %v, want all new", before, after)
@@ -166,11 +177,8 @@ func TestUninstall(t *testing.T) {
 	c := node(t)
 	installed(t, c)
 	uninstall(t, c)
-	ctx := t.Context()
-	kinds, err := c.Kubectl(ctx, "api-resources", "--verbs=list", "-o", "name")
-	do(t, err)
-	found, err := c.Kubectl(ctx, "get", strings.Join(strings.Fields(kinds), ","), "-A", "-o", "name", "--ignore-not-found")
-	do(t, err)
+	kinds := kubectl(t, c, "api-resources", "--verbs=list", "-o", "name")
+	found := kubectl(t, c, "get", strings.Join(strings.Fields(kinds), ","), "-A", "-o", "name", "--ignore-not-found")
 	if !strings.Contains(found, "namespace/"+vms) {
 		t.Errorf("kubectl get finds not even the test's namespace:\n%s", found)
 	}
@@ -199,8 +207,7 @@ func TestMountedCertificate(t *testing.T) {
 		do(t, os.WriteFile(filepath.Join(dir, name), content, 0o600))
 	}
 	do(t, c.Namespace(ctx, system, restricted))
-	_, err = c.Kubectl(ctx, "create", "secret", "tls", "meshvirt-tls", "-n", system, "--cert="+filepath.Join(dir, "tls.crt"), "--key="+filepath.Join(dir, "tls.key"))
-	do(t, err)
+	kubectl(t, c, "create", "secret", "tls", "meshvirt-tls", "-n", system, "--cert="+filepath.Join(dir, "tls.crt"), "--key="+filepath.Join(dir, "tls.key"))
 	install(t, c, "--set=webhook.certificateSecret=meshvirt-tls", "--set-file=webhook.caBundle="+filepath.Join(dir, "ca.crt"))
 	pod := launcher(t, c, "vm-mounted", nil)
 	await1(t, "the Service leads to the webhook", func() bool { // kube-proxy hears of ready pods when helm does
