@@ -211,6 +211,7 @@ enforceNodeAllocatable: []
 makeIPTablesUtilChains: false
 evictionHard: {nodefs.available: "1%", imagefs.available: "1%", memory.available: "50Mi"}
 imageGCHighThresholdPercent: 100
+syncFrequency: 10s # a minute is the default: how often a pod is given what has changed of its Secrets
 maxPods: 250
 clusterDNS: [`+services.Addr().Next().String()+`] # nobody asks
 clusterDomain: cluster.local

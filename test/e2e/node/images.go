@@ -24,9 +24,9 @@ var standInNames = []string{
 }
 
 // archives are the files of a directory that Build fills.
-var archives = []string{"webhook.tar", "dataplane.tar", "standin.tar"}
+var archives = []string{"webhook.tar", "dataplane.tar", "standin.tar", "certmanager.tar"}
 
-// Build makes MeshVirt's images, as `make image` does, and that of the stand-ins, as archives in the
+// Build makes MeshVirt's images, as `make image` does, and those of the stand-ins and of cert-manager, as archives in the
 // directory, and the plugin for kubectl in its subdirectory bin. It needs what it takes to compile, so
 // call it before there is no network.
 func Build(ctx context.Context, dir string) error {
@@ -44,15 +44,22 @@ func Build(ctx context.Context, dir string) error {
 	if err := buildStandIn(ctx, files); err != nil {
 		return fmt.Errorf("build stand-ins: %w", err)
 	}
+	certManager, _, err := tools.CertManager()
+	if err != nil {
+		return err
+	}
 	store := filepath.Join(dir, "storage")
 	builder := func(args ...string) error {
 		_, err := command(ctx, "buildah", append([]string{"--root", store, "--runroot", store + "-run", "--storage-driver", "vfs"}, args...)...)
 		return err
 	}
-	return errors.Join(
-		builder("build", "--quiet", "-t", standIn, "-f", filepath.Join(root, "test/e2e/node/Dockerfile"), filepath.Dir(files)),
-		builder("push", "--quiet", standIn, "oci-archive:"+filepath.Join(dir, "standin.tar")+":"+standIn),
-		os.RemoveAll(store), os.RemoveAll(store+"-run"))
+	for name, from := range map[string]string{"standin": filepath.Dir(files), "certmanager": filepath.Dir(certManager)} {
+		image := "localhost/" + name + ":test"
+		err = errors.Join(err,
+			builder("build", "--quiet", "-t", image, "--target", name, "-f", filepath.Join(root, "test/e2e/node/Dockerfile"), from),
+			builder("push", "--quiet", image, "oci-archive:"+filepath.Join(dir, name+".tar")+":"+image))
+	}
+	return errors.Join(err, os.RemoveAll(store), os.RemoveAll(store+"-run"))
 }
 
 // buildStandIn fills the root of the stand-ins' image: one program by several names, and this machine's
