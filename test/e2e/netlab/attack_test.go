@@ -232,7 +232,7 @@ func guardRules(listing string) (all []guardRule) {
 		if name, ok := strings.CutPrefix(text, "chain "); ok {
 			chain = strings.TrimSuffix(name, " {")
 		}
-		if slices.Contains([]string{"guard_addresses", "guard_pod", "guest_to_pod"}, chain) && strings.Contains(text, " comment ") {
+		if slices.Contains([]string{"guard_addresses", "guest_addresses", "guard_pod", "guest_connections", "guest_to_pod"}, chain) && strings.Contains(text, " comment ") {
 			all = append(all, guardRule{chain, handle, text})
 		}
 	}
