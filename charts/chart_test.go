@@ -3,7 +3,6 @@ package charts_test
 
 import (
 	"errors"
-	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,15 +10,13 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	admissionregistration "k8s.io/api/admissionregistration/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/test/golden"
 	"github.com/meshvirt/meshvirt/tools"
 )
-
-var update = flag.Bool("update", false, "write what is rendered to testdata/*/want.yaml")
 
 // helm runs the subcommand on the chart. Installed by `go install`, helm takes itself for a client of
 // Kubernetes 1.20.
@@ -64,25 +61,8 @@ func TestGoldenRender(t *testing.T) {
 			if stderr != "" {
 				t.Fatal(stderr)
 			}
-			golden(t, filepath.Join(dir, "want.yaml"), got)
+			golden.File(t, filepath.Join(dir, "want.yaml"), got)
 		})
-	}
-}
-
-// golden compares with the file, or writes it.
-func golden(t *testing.T, file, got string) {
-	t.Helper()
-	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s: make golden writes it again (-want +got)\n%s", file, diff)
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"sigs.k8s.io/yaml"
+
+	"github.com/meshvirt/meshvirt/test/golden"
 )
 
 // Without a cluster helm does not show the notes, so they are rendered as the text of a ConfigMap, in a
@@ -42,7 +44,7 @@ func TestGoldenNotes(t *testing.T) {
 			if err := yaml.Unmarshal([]byte(out), &rendered); err != nil {
 				t.Fatal(err)
 			}
-			golden(t, filepath.Join(dir, "notes.txt"), rendered.Notes)
+			golden.File(t, filepath.Join(dir, "notes.txt"), rendered.Notes)
 		})
 	}
 }

@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/meshvirt/meshvirt/test/golden"
 )
 
 // value is one line of the table in docs/values.md.
@@ -56,7 +58,7 @@ Made by ` + "`make golden`" + ` of charts/meshvirt/values.yaml. The schema besid
 		}
 		b.WriteString("| `" + v.path + "` | " + cell + " | " + inCell.Replace(v.comment) + " |\n")
 	}
-	golden(t, "../docs/values.md", b.String())
+	golden.File(t, "../docs/values.md", b.String())
 }
 
 // The page about installing sets values that exist.

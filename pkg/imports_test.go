@@ -123,7 +123,7 @@ var arrows = []struct {
 		"who handles the guest's bytes writes no rules",
 	},
 	{
-		[]string{"test/lab", "test/corpus"},
+		[]string{"test/lab", "test/corpus", "test/golden"},
 		[]string{module + "pkg", module + "cmd", module + "certs", module + "tools", module + "test/e2e"},
 		"tests inside any package use it",
 	},

@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"flag"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -17,18 +16,17 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/templates"
+	"github.com/meshvirt/meshvirt/test/golden"
 )
 
-var update = flag.Bool("update", false, "write the golden texts of explain")
-
-// golden are the pods of pkg/mutate's golden cases.
-const golden = "../../pkg/mutate/testdata/golden/"
+// goldenCases are the pods of pkg/mutate's golden cases.
+const goldenCases = "../../pkg/mutate/testdata/golden/"
 
 func TestExplainGolden(t *testing.T) {
 	for name, args := range map[string][]string{
 		"rules":       {"-f", native},
-		"nat-proxy":   {"-f", golden + "nat-proxy-user-settings/pod.yaml", "--ipv6"},
-		"intercepted": {"-f", golden + "rules-intercept-tproxy/pod.yaml"},
+		"nat-proxy":   {"-f", goldenCases + "nat-proxy-user-settings/pod.yaml", "--ipv6"},
+		"intercepted": {"-f", goldenCases + "rules-intercept-tproxy/pod.yaml"},
 		"off":         {"-f", pods + "masquerade-istio-ports/pod.yaml"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -37,14 +35,7 @@ func TestExplainGolden(t *testing.T) {
 				t.Fatalf("error %v, messages %s", r.err, r.errOut)
 			}
 			file := filepath.Join("testdata", "explain", name+".txt")
-			if *update {
-				if err := os.WriteFile(file, []byte(r.out), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if diff := cmp.Diff(readFile(t, file), r.out); diff != "" {
-				t.Errorf("`make golden` writes it (-want +got)\n%s", diff)
-			}
+			golden.File(t, file, r.out)
 		})
 	}
 }
@@ -125,7 +116,7 @@ func TestExplainForms(t *testing.T) {
 func TestDrawingIsOfTheRules(t *testing.T) {
 	action := regexp.MustCompile(`(?m)  MeshVirt  ([^[\n]*?)(?: \[.*\])?: (.*)$`)
 	n := 0
-	files, err := filepath.Glob(golden + "*/pod.yaml")
+	files, err := filepath.Glob(goldenCases + "*/pod.yaml")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no pods (%v)", err)
 	}

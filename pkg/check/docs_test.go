@@ -1,53 +1,23 @@
 package check
 
 import (
-	"flag"
 	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"os"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/meshvirt/meshvirt/pkg/inventory"
+	"github.com/meshvirt/meshvirt/test/golden"
 )
-
-var update = flag.Bool("update", false, "write the tables of docs/check.md")
 
 // The codes and the rights in docs/check.md are made from the code by `make golden`; the text around them is not.
 func TestCodesAndRightsAreDocumented(t *testing.T) {
 	const file = "../../docs/check.md"
-	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := section(t, string(b), "codes", codeTable(t))
-	want = section(t, want, "rights", role())
-	if *update {
-		if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	if diff := cmp.Diff(want, string(b)); diff != "" {
-		t.Errorf("%s is not what the code says; `make golden` writes it (-code +file)\n%s", file, diff)
-	}
-}
-
-// section puts the text between the lines of that name.
-func section(t *testing.T, all, name, text string) string {
-	t.Helper()
-	begin, end := "<!-- "+name+": made from pkg/check by make golden -->\n", "<!-- end of "+name+" -->\n"
-	head, rest, ok1 := strings.Cut(all, begin)
-	_, tail, ok2 := strings.Cut(rest, end)
-	if !ok1 || !ok2 {
-		t.Fatalf("docs/check.md lacks the lines %q and %q", begin, end)
-	}
-	return head + begin + text + end + tail
+	want := golden.Section(t, golden.Read(t, file), "codes: made from pkg/check", codeTable(t))
+	golden.File(t, file, golden.Section(t, want, "rights: made from pkg/check", role()))
 }
 
 // codeTable has the codes in the order of their declarations, which must be all.

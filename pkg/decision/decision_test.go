@@ -9,6 +9,7 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mesh"
 	"github.com/meshvirt/meshvirt/pkg/plan"
+	"github.com/meshvirt/meshvirt/test/golden"
 )
 
 var (
@@ -175,7 +176,7 @@ can ask for rules where there is nothing to write them for. The annotation may a
 traffic: the user may know of a binding that the table does not. Where Istio intercepts by TPROXY, ` + "`native`" + ` cannot work: the annotation is
 refused, a default of it has no effect.
 `)
-	compareDoc(t, "../../docs/auto.md", b.String())
+	golden.File(t, "../../docs/auto.md", b.String())
 }
 
 // display gives the names with a word for the empty one.

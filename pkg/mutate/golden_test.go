@@ -3,7 +3,6 @@ package mutate
 import (
 	"encoding/json"
 	"errors"
-	"flag"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -18,9 +17,8 @@ import (
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/patch"
 	"github.com/meshvirt/meshvirt/pkg/templates"
+	"github.com/meshvirt/meshvirt/test/golden"
 )
-
-var update = flag.Bool("update", false, "write want.yaml and report.txt of every golden case")
 
 var testConfig = Config{Image: templates.Image{Name: "example.com/dataplane:test", PullPolicy: corev1.PullIfNotPresent}}
 
@@ -33,7 +31,7 @@ func TestGolden(t *testing.T) {
 			facts := Facts{VMI: readVMI(t, filepath.Join(dir, "vmi.yaml"))}
 			got, report := applyJSON(t, in, facts)
 			changed := got != in
-			if *update {
+			if *golden.Update {
 				write(t, filepath.Join(dir, "report.txt"), report)
 				if changed {
 					write(t, filepath.Join(dir, "want.yaml"), string(must(yaml.JSONToYAML([]byte(got)))))
