@@ -70,7 +70,13 @@ func load(t *testing.T, c *Cluster, name string, f func()) (count tally, err err
 		}
 	})
 	f()
-	time.Sleep(time.Second)
+	created := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return count.created
+	}
+	enough := created() + loadRate
+	await1(t, "pods that are created after the change", func() bool { return created() >= enough })
 	stop()
 	wg.Wait()
 	kubectl(t, c, "delete", "pods", "-n", vms, "--field-selector=status.phase=Pending", "--wait=false")
