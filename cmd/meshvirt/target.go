@@ -137,7 +137,7 @@ func (r reader) launcher(ctx context.Context, namespace string, t target) (*core
 	vmi := target{inventory.Instances, t.name}.in(namespace)
 	switch err := r.fetch(ctx, inventory.Instances, namespace, t.name); {
 	case notServed(err):
-		return nil, "", fmt.Errorf("there is no %s: %w; a pod can be named itself", t.in(namespace), errNoKubeVirt)
+		return nil, "", fmt.Errorf("there is no %s: %w; a pod can be named itself", t.in(namespace), kubevirt.ErrNotServed)
 	case apierrors.IsNotFound(err), err == nil && t.resource == inventory.Machines && r.Instances[0].Owner != t.name:
 		return nil, "", r.notRunning(ctx, namespace, t)
 	case err != nil:
@@ -183,8 +183,6 @@ func unreadable(what string, err error) error {
 	return fmt.Errorf("read %s: %w", what, err)
 }
 
-var errNoKubeVirt = errors.New("the API server does not know virtualmachineinstances.kubevirt.io, is KubeVirt installed?")
-
 // owner gives the VMI that controls the pod, or says why there is none, in the webhook's words.
 func (r reader) owner(ctx context.Context, pod *corev1.Pod) (*kubevirt.VMI, string) {
 	owner := inventory.OwnerOf(pod)
@@ -194,16 +192,16 @@ func (r reader) owner(ctx context.Context, pod *corev1.Pod) (*kubevirt.VMI, stri
 	if len(r.Instances) == 0 {
 		switch err := r.fetch(ctx, inventory.Instances, pod.Namespace, owner.Name); {
 		case notServed(err):
-			return nil, errNoKubeVirt.Error()
+			return nil, kubevirt.ErrNotServed.Error()
 		case apierrors.IsNotFound(err):
-			return nil, fmt.Sprintf("there is no %s/%s", pod.Namespace, owner.Name)
+			return nil, kubevirt.NotFound(pod.Namespace, owner.Name).Error()
 		case err != nil:
 			return nil, err.Error()
 		}
 	}
 	vmi := r.Instances[0]
 	if vmi.UID != owner.UID {
-		return nil, fmt.Sprintf("%s/%s has uid %s, and the pod's owner %s", pod.Namespace, owner.Name, vmi.UID, owner.UID)
+		return nil, kubevirt.OtherUID(pod.Namespace, owner.Name, string(vmi.UID), string(owner.UID)).Error()
 	}
 	return vmi.VMI, vmi.Unreadable
 }

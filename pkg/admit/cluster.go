@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 )
 
@@ -40,8 +41,7 @@ const absentFor = time.Second
 const unlimited = -1
 
 var (
-	vmiKind     = schema.GroupKind{Group: "kubevirt.io", Kind: "VirtualMachineInstance"}
-	vmiResource = schema.GroupVersionResource{Group: vmiKind.Group, Version: "v1", Resource: "virtualmachineinstances"}
+	vmiResource = schema.GroupVersionResource{Group: kubevirt.Group, Version: "v1", Resource: "virtualmachineinstances"}
 	nsResource  = schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}
 )
 

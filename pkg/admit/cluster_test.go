@@ -25,6 +25,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/meshvirt/meshvirt/pkg/decision"
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 	"github.com/meshvirt/meshvirt/pkg/mutate"
 	"github.com/meshvirt/meshvirt/pkg/plan"
 	"github.com/meshvirt/meshvirt/pkg/review"
@@ -161,8 +162,8 @@ func TestAbsentIsAskedOnce(t *testing.T) {
 	})
 	pod := launcher(t)
 	ask := func() {
-		if facts := c.Facts("mesh", pod); facts.Unknown != errAbsent.Error() {
-			t.Errorf("facts %+v, want %v", facts, errAbsent)
+		if facts := c.Facts("mesh", pod); facts.Unknown != kubevirt.ErrNotServed.Error() {
+			t.Errorf("facts %+v, want %v", facts, kubevirt.ErrNotServed)
 		}
 	}
 	ask()

@@ -13,7 +13,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/meshvirt/meshvirt/pkg/annotations"
 	"github.com/meshvirt/meshvirt/pkg/kubevirt"
@@ -71,10 +70,7 @@ func keepLabels(object any) (any, error) {
 // vmiOf gives the reference to the VMI that controls the pod, of any version; nil if none does.
 func vmiOf(pod *corev1.Pod) *metav1.OwnerReference {
 	owner := metav1.GetControllerOfNoCopy(pod)
-	if owner == nil || owner.Kind != vmiKind.Kind {
-		return nil
-	}
-	if gv, err := schema.ParseGroupVersion(owner.APIVersion); err != nil || gv.Group != vmiKind.Group {
+	if owner == nil || !kubevirt.IsVMI(owner.APIVersion, owner.Kind) {
 		return nil
 	}
 	return owner
@@ -127,19 +123,17 @@ func (c *Cluster) vmi(namespace string, owner *metav1.OwnerReference) (vmi *kube
 	}
 	switch {
 	case known.UID != owner.UID:
-		return nil, sourceNone, fmt.Errorf("%s/%s has uid %s, and the pod's owner %s", namespace, owner.Name, known.UID, owner.UID)
+		return nil, sourceNone, kubevirt.OtherUID(namespace, owner.Name, string(known.UID), string(owner.UID))
 	case known.err != nil:
 		return nil, sourceNone, known.err
 	}
 	return known.vmi, source, nil
 }
 
-var errAbsent = fmt.Errorf("the API server does not know %s, is KubeVirt installed?", vmiResource.GroupResource())
-
 // get asks the API server. Its error says in words for users why there is no VMI.
 func (c *Cluster) get(namespace, name string) (*knownVMI, error) {
 	if time.Now().UnixNano() < c.absent.Load() {
-		return nil, errAbsent
+		return nil, kubevirt.ErrNotServed
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), c.budget)
 	defer cancel()
@@ -153,9 +147,9 @@ func (c *Cluster) get(namespace, name string) (*knownVMI, error) {
 	case apierrors.IsNotFound(err) && apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse):
 		// What the API server says of a path that nobody serves is no Status.
 		c.absent.Store(time.Now().Add(absentFor).UnixNano())
-		return nil, errAbsent
+		return nil, kubevirt.ErrNotServed
 	case apierrors.IsNotFound(err):
-		return nil, fmt.Errorf("there is no %s/%s", namespace, name)
+		return nil, kubevirt.NotFound(namespace, name)
 	}
 	return nil, err
 }

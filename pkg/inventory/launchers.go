@@ -3,17 +3,18 @@ package inventory
 import (
 	"cmp"
 	"slices"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/meshvirt/meshvirt/pkg/kubevirt"
 )
 
 // OwnerOf gives the reference to the VirtualMachineInstance that controls the pod, of any version; nil if none does.
 func OwnerOf(pod *corev1.Pod) *metav1.OwnerReference {
 	owner := metav1.GetControllerOf(pod)
-	if owner == nil || owner.Kind != "VirtualMachineInstance" || !strings.HasPrefix(owner.APIVersion, "kubevirt.io/") {
+	if owner == nil || !kubevirt.IsVMI(owner.APIVersion, owner.Kind) {
 		return nil
 	}
 	return owner
