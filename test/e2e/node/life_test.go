@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -18,8 +19,12 @@ import (
 	"github.com/meshvirt/meshvirt/tools"
 )
 
-// loadRate is how many virt-launcher pods a second are created.
-const loadRate = 10
+const (
+	// loadRate is how many virt-launcher pods a second are created, at most.
+	loadRate = 10
+	// loadThreads is how many are in the making at a time, as virt-controller has it by default.
+	loadThreads = 10
+)
 
 // tally is what became of pods.
 type tally struct{ created, refused, unadapted int }
@@ -44,8 +49,10 @@ func load(t *testing.T, c *Cluster, name string, f func()) (count tally, err err
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var wg sync.WaitGroup
+	var creating errgroup.Group
+	creating.SetLimit(loadThreads)
 	var mu sync.Mutex
-	create := func() {
+	create := func() error {
 		got, refusal := c.Admit(t.Context(), vms, pod)
 		mu.Lock()
 		defer mu.Unlock()
@@ -56,6 +63,7 @@ func load(t *testing.T, c *Cluster, name string, f func()) (count tally, err err
 		} else if !adapted(got) {
 			count.unadapted++
 		}
+		return nil
 	}
 	wg.Go(func() {
 		tick := time.NewTicker(time.Second / loadRate)
@@ -65,7 +73,7 @@ func load(t *testing.T, c *Cluster, name string, f func()) (count tally, err err
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				wg.Go(create)
+				creating.Go(create)
 			}
 		}
 	})
@@ -79,6 +87,7 @@ func load(t *testing.T, c *Cluster, name string, f func()) (count tally, err err
 	await1(t, "pods that are created after the change", func() bool { return created() >= enough })
 	stop()
 	wg.Wait()
+	_ = creating.Wait() // create counts what fails
 	kubectl(t, c, "delete", "pods", "-n", vms, "--field-selector=status.phase=Pending", "--wait=false")
 	return count, err
 }
