@@ -1,6 +1,7 @@
 package netlab
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
@@ -21,12 +22,21 @@ type entry struct {
 	real      netip.AddrPort // where it went: the source of replies
 	presented netip.AddrPort // what the other end saw: the destination of replies
 	relayed   bool           // given to our relay by TPROXY, which translates nothing
+	started   uint64         // in nanoseconds: an earlier one may have had the same addresses and ports
+}
+
+// timeTracked makes the pod's kernel tell when a connection began, of those that begin from now on.
+func (l *Lab) timeTracked() error {
+	if _, err := l.tracked(false); err != nil { // it loads the module that has the setting
+		return err
+	}
+	return l.pod.Sysctl("netfilter/nf_conntrack_timestamp", "1")
 }
 
 // relayPort is what relayed connections are given to in mode tproxy.
 const relayPort = 15101
 
-// tracked lists the entries that were not there at the last call.
+// tracked lists the entries that were not there at the last call, the oldest first.
 func (l *Lab) tracked(ipv6 bool) ([]entry, error) {
 	family := netlink.InetFamily(unix.AF_INET)
 	if ipv6 {
@@ -44,6 +54,7 @@ func (l *Lab) tracked(ipv6 bool) ([]entry, error) {
 				addrPort(f.Forward.SrcIP, f.Forward.SrcPort), addrPort(f.Forward.DstIP, f.Forward.DstPort),
 				addrPort(f.Reverse.SrcIP, f.Reverse.SrcPort), addrPort(f.Reverse.DstIP, f.Reverse.DstPort),
 				f.Mark&rules.RelayMark != 0,
+				f.TimeStart,
 			}
 			if !l.known[e] {
 				fresh = append(fresh, e)
@@ -52,6 +63,7 @@ func (l *Lab) tracked(ipv6 bool) ([]entry, error) {
 		}
 		return nil
 	})
+	slices.SortFunc(fresh, func(a, b entry) int { return cmp.Compare(a.started, b.started) })
 	return fresh, err
 }
 

@@ -176,6 +176,9 @@ func (l *Lab) build(ctx context.Context) (err error) {
 	if err := l.cable(); err != nil {
 		return fmt.Errorf("connect node, peer and pod: %w", err)
 	}
+	if err := l.timeTracked(); err != nil {
+		return err
+	}
 	for _, h := range []struct {
 		client **agent.Client
 		ns     *netns.Namespace
