@@ -60,7 +60,7 @@ func TestWords(t *testing.T) {
 	raw.Add("several protocols", IPv4.Saddr.Is(Addr(netip.MustParseAddr("10.0.0.1"))), TCPDport.Is(Port(1)), Accept)
 	raw.Add("zone", UDPDport.Is(Port(53)), SetZone(53))
 	for i, words := range [][]Word{
-		{CtNew, Accept}, {CtRelated, Accept}, {CtInvalid, Accept}, {CtOriginal, Accept}, {CtReply, Accept}, {CtMark(0x20000), Accept},
+		{CtNew, Accept}, {CtEstablished, Accept}, {CtRelated, Accept}, {CtInvalid, Accept}, {CtOriginal, Accept}, {CtReply, Accept}, {CtMark(0x20000), Accept},
 		{SetMark(0x539)}, {SetCtMark(0)}, {OrMark(0x20000)}, {OrCtMark(0x10000)},
 		{IPv4.Any, TCP, IPv4.TProxy(15101), Accept}, {IPv6.Any, TCP, IPv6.TProxy(15101), OrMark(1)}, {Jump(target)},
 	} {

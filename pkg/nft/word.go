@@ -140,10 +140,12 @@ var (
 		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: host32(0)},
 	}}
 
-	// CtNew is for a connection that has had no reply, CtRelated for an error about one, CtInvalid for none at all.
-	CtNew     = ctState("new", expr.CtStateBitNEW)
-	CtRelated = ctState("related", expr.CtStateBitRELATED)
-	CtInvalid = ctState("invalid", expr.CtStateBitINVALID)
+	// CtNew is for a connection that has had no reply, CtEstablished for one that has had, CtRelated for an error
+	// about one, CtInvalid for none at all.
+	CtNew         = ctState("new", expr.CtStateBitNEW)
+	CtEstablished = ctState("established", expr.CtStateBitESTABLISHED)
+	CtRelated     = ctState("related", expr.CtStateBitRELATED)
+	CtInvalid     = ctState("invalid", expr.CtStateBitINVALID)
 
 	// CtOriginal is for the direction of a connection's first packet (IP_CT_DIR_ORIGINAL), CtReply for the other.
 	CtOriginal = ctDirection("original", 0)
