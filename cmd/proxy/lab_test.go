@@ -245,28 +245,35 @@ func tryDial(t testing.TB, port uint16) (*net.TCPConn, error) {
 	return c, err
 }
 
-// takePipes lets another process of the relay's user hold every pipe that it may have.
-func takePipes(t *testing.T) {
+// helper starts another process of this program, of the user if there is one, and gives its output. It does what the
+// marker says until its input ends, with the test.
+func helper(t testing.TB, marker string, user *syscall.Credential) (out io.Reader) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = []string{pipeHolder + "=1"}
+	cmd.Env = []string{marker + "=1"}
 	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: user}
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
+	if out, err = cmd.StdoutPipe(); err != nil {
 		t.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		in.Close() // which it waits for
+		in.Close()
 		cmd.Wait()
 	})
+	return out
+}
+
+// takePipes lets another process of the relay's user hold every pipe that it may have.
+func takePipes(t *testing.T) {
+	t.Helper()
+	out := helper(t, pipeHolder, &syscall.Credential{Uid: uid, Gid: uid})
 	if _, err := io.ReadFull(out, make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}

@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
@@ -75,25 +74,7 @@ func loadServer() {
 // startServer starts that process and gives its ports.
 func startServer(t testing.TB) (ports []uint16) {
 	t.Helper()
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = []string{serverMarker + "=1"}
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		in.Close()
-		cmd.Wait()
-	})
-	for lines := bufio.NewScanner(out); len(ports) < serverPorts && lines.Scan(); {
+	for lines := bufio.NewScanner(helper(t, serverMarker, nil)); len(ports) < serverPorts && lines.Scan(); {
 		port, err := strconv.ParseUint(lines.Text(), 10, 16)
 		if err != nil {
 			t.Fatal(err)

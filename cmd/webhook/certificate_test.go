@@ -6,7 +6,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -26,20 +25,9 @@ func TestBrokenPairIsNotServed(t *testing.T) {
 			t.Parallel()
 			dir, client := certificate(t)
 			other, _ := certificate(t)
-			listen, health := freeAddress(t), freeAddress(t)
-			// A process of its own, since loggers are global.
-			cmd := exec.Command(os.Args[0], "-listen", listen, "-health-listen", health, "-metrics-listen=", "-cert-dir", dir, "-cluster=false")
-			cmd.Env = append(os.Environ(), asProgram+"=1")
-			log := &safeBuffer{}
-			cmd.Stderr = log
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			done := make(chan error, 1)
-			go func() { done <- cmd.Wait() }()
-			defer func() { _ = cmd.Process.Kill() }()
-			waitFor(t, done, "http://"+health+"/readyz", http.StatusOK)
-			old := served(t, listen)
+			p := start(t, dir)
+			p.waitFor(t, http.StatusOK)
+			old := served(t, p.listen)
 			for file, text := range files {
 				content := []byte(text)
 				if text == "other" {
@@ -47,21 +35,21 @@ func TestBrokenPairIsNotServed(t *testing.T) {
 				}
 				replace(t, filepath.Join(dir, file), content)
 			}
-			for deadline := time.Now().Add(time.Minute); !strings.Contains(log.String(), `"level":"ERROR","msg":"error re-reading certificate"`); time.Sleep(20 * time.Millisecond) {
+			for deadline := time.Now().Add(time.Minute); !strings.Contains(p.log.String(), `"level":"ERROR","msg":"error re-reading certificate"`); time.Sleep(20 * time.Millisecond) {
 				if time.Now().After(deadline) {
-					t.Fatalf("no word of it in the log\n%s", log)
+					t.Fatalf("no word of it in the log\n%s", p.log)
 				}
 			}
-			if !bytes.Equal(served(t, listen), old) {
+			if !bytes.Equal(served(t, p.listen), old) {
 				t.Error("another certificate is served")
 			}
-			if _, err := client.Post("https://"+listen+"/mutate", "application/json", strings.NewReader(badReview)); err != nil {
+			if _, err := client.Post("https://"+p.listen+"/mutate", "application/json", strings.NewReader(badReview)); err != nil {
 				t.Errorf("a client that trusts the old certificate: %v", err)
 			}
 			for _, file := range []string{"tls.crt", "tls.key"} {
 				replace(t, filepath.Join(dir, file), read(t, filepath.Join(other, file)))
 			}
-			for deadline := time.Now().Add(time.Minute); bytes.Equal(served(t, listen), old); time.Sleep(20 * time.Millisecond) {
+			for deadline := time.Now().Add(time.Minute); bytes.Equal(served(t, p.listen), old); time.Sleep(20 * time.Millisecond) {
 				if time.Now().After(deadline) {
 					t.Fatal("the new pair is not served")
 				}
@@ -91,23 +79,15 @@ func TestStartsWithAWholePairOnly(t *testing.T) {
 func TestExpiredPairIsNotReady(t *testing.T) {
 	dir, _ := certificateFor(t, time.Minute)
 	fresh, _ := certificate(t)
-	listen, health := freeAddress(t), freeAddress(t)
-	cmd := exec.Command(os.Args[0], "-listen", listen, "-health-listen", health, "-metrics-listen=", "-cert-dir", dir, "-cluster=false")
-	cmd.Env = append(os.Environ(), asProgram+"=1")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
-	defer func() { _ = cmd.Process.Kill() }()
-	waitFor(t, done, "http://"+health+"/readyz", http.StatusServiceUnavailable)
-	if _, body := get(t, "http://"+health+"/readyz"); !strings.Contains(body, "the serving certificate expired on ") {
+	p := start(t, dir)
+	p.waitFor(t, http.StatusServiceUnavailable)
+	if _, body := get(t, "http://"+p.health+"/readyz"); !strings.Contains(body, "the serving certificate expired on ") {
 		t.Errorf("/readyz says %q, want that the certificate expired", body)
 	}
 	for _, file := range []string{"tls.crt", "tls.key"} {
 		replace(t, filepath.Join(dir, file), read(t, filepath.Join(fresh, file)))
 	}
-	waitFor(t, done, "http://"+health+"/readyz", http.StatusOK)
+	p.waitFor(t, http.StatusOK)
 }
 
 // served gives the certificate at the address, trusted or not.

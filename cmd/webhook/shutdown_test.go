@@ -23,33 +23,53 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// A program is the webhook in a process of its own, since loggers are global.
+type program struct {
+	listen, health string // addresses
+	log            *safeBuffer
+	process        *os.Process
+	done           chan error
+}
+
+// start starts one that serves the certificate in dir, and ends it with the test. It may not be ready yet.
+func start(t *testing.T, dir string, args ...string) *program {
+	t.Helper()
+	p := &program{listen: freeAddress(t), health: freeAddress(t), log: &safeBuffer{}, done: make(chan error, 1)}
+	cmd := exec.Command(os.Args[0], append(args, "-listen", p.listen, "-health-listen", p.health, "-metrics-listen=", "-cert-dir", dir, "-cluster=false")...)
+	cmd.Env = append(os.Environ(), asProgram+"=1")
+	cmd.Stderr = p.log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p.process = cmd.Process
+	go func() { p.done <- cmd.Wait() }()
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	return p
+}
+
+// waitFor waits until the readiness probe is answered so.
+func (p *program) waitFor(t *testing.T, code int) {
+	t.Helper()
+	waitFor(t, p.done, "http://"+p.health+"/readyz", code)
+}
+
 // A pod that Kubernetes ends is sent reviews until every API server knows: it answers them, and says
 // that it is not ready. A second signal ends it at once.
 func TestAnswersWhileItStops(t *testing.T) {
 	dir, client := certificate(t)
-	listen, health := freeAddress(t), freeAddress(t)
-	cmd := exec.Command(os.Args[0], "-listen", listen, "-health-listen", health, "-metrics-listen=", "-cert-dir", dir, "-cluster=false", "-shutdown-delay=1h")
-	cmd.Env = append(os.Environ(), asProgram+"=1")
-	log := &safeBuffer{}
-	cmd.Stderr = log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
-	defer func() { _ = cmd.Process.Kill() }()
-	waitFor(t, done, "http://"+health+"/readyz", http.StatusOK)
+	p := start(t, dir, "-shutdown-delay=1h")
+	p.waitFor(t, http.StatusOK)
 
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := p.process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, done, "http://"+health+"/readyz", http.StatusServiceUnavailable)
-	if code, body := get(t, "http://"+health+"/healthz"); code != http.StatusOK {
+	p.waitFor(t, http.StatusServiceUnavailable)
+	if code, body := get(t, "http://"+p.health+"/healthz"); code != http.StatusOK {
 		t.Errorf("/healthz: %d %s, want the pod to be left alone", code, body)
 	}
 	// Twice, and so over two connections: the listener is still there.
 	for range 2 {
-		resp, err := client.Post("https://"+listen+"/mutate", "application/json", strings.NewReader(badReview))
+		resp, err := client.Post("https://"+p.listen+"/mutate", "application/json", strings.NewReader(badReview))
 		if err != nil {
 			t.Fatalf("no answer while it stops: %v", err)
 		}
@@ -63,12 +83,12 @@ func TestAnswersWhileItStops(t *testing.T) {
 		}
 	}
 
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := p.process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	select {
-	case <-done:
+	case <-p.done:
 	case <-time.After(20 * time.Second):
-		t.Fatalf("a second signal does not end it; log %s", log)
+		t.Fatalf("a second signal does not end it; log %s", p.log)
 	}
 }

@@ -135,11 +135,7 @@ func startChecked(t *testing.T, start func(dir string) (*Cluster, error), corpus
 	c.want(t, check.NoKubeVirt)
 	c.serveVMIs(t)
 	c.await(t, "the webhook knows of VMIs", func() bool { c.awaitQuestions(t); return true })
-	vms := &unstructured.Unstructured{}
-	if err := yaml.Unmarshal([]byte(strings.NewReplacer("Instance", "", "instance", "", "[vmi]", "[vm]").Replace(vmiCRD)), &vms.Object); err != nil {
-		t.Fatal(err)
-	}
-	c.create(t, vms)
+	c.create(t, CRD("VirtualMachine", "vm"))
 	c.await(t, "VirtualMachines are served", func() bool {
 		return c.rest.Get().AbsPath("/apis/kubevirt.io/v1/virtualmachines").Do(t.Context()).Error() == nil
 	})

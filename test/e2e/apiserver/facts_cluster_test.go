@@ -21,22 +21,6 @@ import (
 	"github.com/meshvirt/meshvirt/tools"
 )
 
-// vmiCRD is the least that makes an API server serve VMIs.
-const vmiCRD = `
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: virtualmachineinstances.kubevirt.io}
-spec:
-  group: kubevirt.io
-  scope: Namespaced
-  names: {kind: VirtualMachineInstance, listKind: VirtualMachineInstanceList, plural: virtualmachineinstances, singular: virtualmachineinstance, shortNames: [vmi]}
-  versions:
-  - name: v1
-    served: true
-    storage: true
-    schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
-`
-
 // factsCluster is a cluster with the chart installed and the webhook running with its rights.
 type factsCluster struct {
 	*Cluster
@@ -235,11 +219,7 @@ func (f *factsCluster) await(t *testing.T, what string, check func() bool) {
 // serveVMIs makes the API server serve VMIs.
 func (f *factsCluster) serveVMIs(t *testing.T) {
 	t.Helper()
-	crd := &unstructured.Unstructured{}
-	if err := yaml.Unmarshal([]byte(vmiCRD), &crd.Object); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.Client.Create(t.Context(), crd); err != nil {
+	if err := f.Client.Create(t.Context(), CRD("VirtualMachineInstance", "vmi")); err != nil {
 		t.Fatal(err)
 	}
 	f.awaitVMIs(t)

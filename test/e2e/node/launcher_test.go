@@ -30,28 +30,10 @@ const (
 	recorded = "masquerade-istio-ports"
 )
 
-// vmiCRD is the least that makes an API server serve VMIs.
-const vmiCRD = `
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: virtualmachineinstances.kubevirt.io}
-spec:
-  group: kubevirt.io
-  scope: Namespaced
-  names: {kind: VirtualMachineInstance, listKind: VirtualMachineInstanceList, plural: virtualmachineinstances, singular: virtualmachineinstance, shortNames: [vmi]}
-  versions:
-  - name: v1
-    served: true
-    storage: true
-    schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
-`
-
 // kubeVirt makes what virtual machines need: KubeVirt's API and a namespace that Istio injects.
 func kubeVirt(t *testing.T, c *Cluster) {
 	t.Helper()
-	for _, text := range []string{vmiCRD, strings.NewReplacer("Instance", "", "instance", "", "[vmi]", "[vm]").Replace(vmiCRD)} {
-		crd := &unstructured.Unstructured{}
-		do(t, yaml.Unmarshal([]byte(text), &crd.Object))
+	for _, crd := range []*unstructured.Unstructured{apiserver.CRD("VirtualMachineInstance", "vmi"), apiserver.CRD("VirtualMachine", "vm")} {
 		if err := c.Client.Create(t.Context(), crd); client.IgnoreAlreadyExists(err) != nil {
 			t.Fatal(err)
 		}
