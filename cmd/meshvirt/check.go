@@ -19,7 +19,7 @@ import (
 func checkCommand() *cobra.Command {
 	var file, failOn string
 	var output form
-	var all bool
+	var all, try bool
 	var from source
 	c := &cobra.Command{
 		Use:   "check [-n NAMESPACE | -A | -f FILE]",
@@ -27,9 +27,12 @@ func checkCommand() *cobra.Command {
 		Long: `Say what is wrong with the installation of MeshVirt and with the virtual machines of a namespace (-n), of
 all namespaces (-A) or in manifests (-f, without a cluster); what follows from it, and what to do.
 
-It only reads. What you may not read is said, and the rest is checked; docs/check.md has the rights that it
-uses, and every code. The exit code is 1 with an error (or, by --fail-on, a warning), and if there is no cluster.`,
+It only reads, unless you --try: then the API server is asked to create a pod too, in a dry run, which shows
+whether it reaches and trusts the webhook. Nothing is created.
+
+What you may not read is said, and the rest is checked; docs/check.md has the rights that it uses, and every code. The exit code is 1 with an error (or, by --fail-on, a warning), and if there is no cluster.`,
 		Example: `  kubectl meshvirt check -A
+  kubectl meshvirt check -n vms --try
   kubectl meshvirt check -n vms -o json
   kubectl meshvirt check -f vm.yaml --fail-on warning`,
 		Args:              cobra.NoArgs,
@@ -44,7 +47,7 @@ uses, and every code. The exit code is 1 with an error (or, by --fail-on, a warn
 			if file != "" {
 				cluster, err = readManifests(file, c.InOrStdin())
 			} else {
-				cluster, scope, err = from.read(c.Context(), all)
+				cluster, scope, err = from.read(c.Context(), all, try)
 			}
 			if err != nil {
 				return err
@@ -65,7 +68,9 @@ uses, and every code. The exit code is 1 with an error (or, by --fail-on, a warn
 	optionalFileFlag(c, &file)
 	from.addFlags(c)
 	c.Flags().BoolVarP(&all, "all-namespaces", "A", false, "look at the virtual machines of all namespaces")
+	c.Flags().BoolVar(&try, "try", false, "also ask the API server to create a pod, in a dry run; for that you need the right to create pods")
 	c.MarkFlagsMutuallyExclusive("filename", "all-namespaces", "namespace")
+	c.MarkFlagsMutuallyExclusive("filename", "try")
 	c.Flags().StringVar(&failOn, "fail-on", string(check.Error), fmt.Sprintf("severity from which on the exit code is 1: one of %v", check.Severities))
 	complete(c, "fail-on", string(check.Error), string(check.Warning))
 	outputFlag(c, &output, "text")

@@ -21,6 +21,8 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/pager"
 
+	"github.com/meshvirt/meshvirt/pkg/annotations"
+	"github.com/meshvirt/meshvirt/pkg/check"
 	"github.com/meshvirt/meshvirt/pkg/inventory"
 )
 
@@ -139,9 +141,9 @@ func (s *source) connect(ctx context.Context) (r reader, namespace string, err e
 	return r, namespace, nil
 }
 
-// read gives the cluster, and says in words which virtual machines of it. It fails as connect does, and if there is no
-// such namespace.
-func (s *source) read(ctx context.Context, all bool) (*inventory.Cluster, string, error) {
+// read gives the cluster, and says in words which virtual machines of it; if try is set, with what becomes of a pod in a
+// dry run. It fails as connect does, and if there is no such namespace.
+func (s *source) read(ctx context.Context, all, try bool) (*inventory.Cluster, string, error) {
 	r, namespace, err := s.connect(ctx)
 	if err != nil {
 		return nil, "", err
@@ -162,7 +164,30 @@ func (s *source) read(ctx context.Context, all bool) (*inventory.Cluster, string
 	for _, labels := range []string{launcherLabel, "kubevirt.io!=virt-launcher,meshvirt.io/inject=true"} {
 		r.list(ctx, inventory.Pods, namespace, metav1.ListOptions{LabelSelector: labels})
 	}
+	if try {
+		if all {
+			namespace = check.TrialNamespace(r.Cluster)
+		}
+		r.try(ctx, namespace)
+	}
 	return r.Cluster, scope, nil
+}
+
+// try asks the API server to create a pod in a dry run.
+func (r reader) try(ctx context.Context, namespace string) {
+	r.Tried = &inventory.Trial{Namespace: namespace}
+	if namespace == "" {
+		return
+	}
+	object, err := runtime.DefaultUnstructuredConverter.ToUnstructured(check.TrialPod(namespace))
+	if err == nil {
+		pods := r.client.Resource(byName(inventory.Pods).GroupVersionResource).Namespace(namespace)
+		var pod *unstructured.Unstructured
+		if pod, err = pods.Create(ctx, &unstructured.Unstructured{Object: object}, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err == nil {
+			r.Tried.Adapted = pod.GetAnnotations()[annotations.Status] != ""
+		}
+	}
+	r.Tried.Err = err
 }
 
 // installation reads what MeshVirt's configurations lead to.

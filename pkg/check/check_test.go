@@ -1,6 +1,7 @@
 package check
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"strings"
@@ -81,6 +82,22 @@ var faults = []fault{
 		c.ready(true, false)
 		c.EndpointSlices = append(c.EndpointSlices, c.EndpointSlices[0])
 	}),
+	{"a pod that is adapted", func(_ *testing.T, c world) { c.Tried = &inventory.Trial{Namespace: here, Adapted: true} }, nil, ""},
+	one("a pod without an answer", Unanswered, "connection refused: virtual machines do not start", func(_ *testing.T, c world) {
+		c.Tried = &inventory.Trial{Namespace: here, Err: errors.New(`failed calling webhook "inject.meshvirt.io": connection refused`)}
+	}),
+	one("a pod that is not adapted", NotAsked, "namespace mesh", func(_ *testing.T, c world) { c.Tried = &inventory.Trial{Namespace: here} }),
+	one("a pod that another webhook keeps", CannotTell, "for another reason", func(_ *testing.T, c world) {
+		c.Tried = &inventory.Trial{Namespace: here, Err: errors.New(`failed calling webhook "other": connection refused`)}
+	}),
+	one("a pod in a namespace that is left out", CannotTell, "not tried", func(_ *testing.T, c world) {
+		c.Namespaces = append(c.Namespaces, corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "out", Labels: map[string]string{"meshvirt.io/inject": "disabled"}}})
+		c.Tried = &inventory.Trial{Namespace: "out"}
+	}),
+	one("no namespace for a pod", CannotTell, "not tried", func(_ *testing.T, c world) { c.Tried = &inventory.Trial{} }),
+	{"a pod, and nothing installed", func(_ *testing.T, c world) {
+		c.Configurations, c.Tried = c.Configurations[1:], &inventory.Trial{Namespace: here}
+	}, []Code{NotInstalled}, ""},
 	{"another release", func(_ *testing.T, c world) {
 		c.Deployments[0].Spec.Template.Labels["app.kubernetes.io/version"] = "9.9.9"
 	}, []Code{PluginRelease, OtherRelease}, "9.9.9"},

@@ -32,6 +32,8 @@ const (
 	ServiceMissing         Code = "ServiceMissing"
 	NoEndpoints            Code = "NoEndpoints"
 	FewEndpoints           Code = "FewEndpoints"
+	Unanswered             Code = "Unanswered"
+	NotAsked               Code = "NotAsked"
 	PluginRelease          Code = "PluginRelease"
 	DataPlaneRelease       Code = "DataPlaneRelease"
 	DefaultModeUnavailable Code = "DefaultModeUnavailable"
@@ -71,7 +73,7 @@ var Codes = map[Code]struct {
 	Severity Severity
 	Meaning  string
 }{
-	CannotTell:             {Warning, "You may not read something; what needs it is not checked."},
+	CannotTell:             {Warning, "Something cannot be read or tried, for want of rights or else; what needs it is not checked."},
 	NoKubeVirt:             {Warning, "The API server serves no virtual machines."},
 	NotInstalled:           {Error, "No MutatingWebhookConfiguration has the webhook `inject.meshvirt.io`: no pod is adapted."},
 	InstalledTwice:         {Error, "Several MutatingWebhookConfigurations have the webhook: pods are adapted by one and by the other."},
@@ -84,6 +86,8 @@ var Codes = map[Code]struct {
 	ServiceMissing:         {Error, "The Service that the configuration names does not exist."},
 	NoEndpoints:            {Error, "No pod of the webhook is ready."},
 	FewEndpoints:           {Warning, "Fewer pods of the webhook are ready than its Deployment wants."},
+	Unanswered:             {Error, "The API server cannot ask the webhook, or does not trust its answer (`--try`)."},
+	NotAsked:               {Error, "The API server does not ask the webhook about a pod that it should see, or goes on without its answer (`--try`)."},
 	PluginRelease:          {Warning, "The webhook is of another release than this command, which judges pods by its own."},
 	DataPlaneRelease:       {Warning, "The images of webhook and data plane have different tags: if they are of different releases, virtual machines do not start."},
 	DefaultModeUnavailable: {Warning, "The default mode needs native sidecars, and so Kubernetes 1.29: mode auto takes its place."},

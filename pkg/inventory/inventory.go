@@ -41,6 +41,18 @@ type Cluster struct {
 	Machines, Instances []Machine
 	// Pods are virt-launcher pods and those that opted in.
 	Pods []corev1.Pod
+	// Tried is nil if nobody asked for it.
+	Tried *Trial
+}
+
+// A Trial is what became of a pod that the API server was asked to create in a dry run.
+type Trial struct {
+	// Namespace is where; empty if there was none to try in.
+	Namespace string
+	// Err is why the API server did not take the pod.
+	Err error
+	// Adapted says that the pod came back with MeshVirt's status.
+	Adapted bool
 }
 
 // Object names what a finding is about. Name is empty if it is about all of a kind.

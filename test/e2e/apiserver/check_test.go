@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -184,7 +185,11 @@ func testCheck(t *testing.T, c *checked) {
 	next := c.vm(t, factsNamespace, "masquerade-istio-ports", "next", false, nil)
 	_, refused := c.Admit(ctx, factsNamespace, next, client.DryRunAll)
 	enforce(`null`)
+	c.tries(t, enforce)
 	c.webhook.stop()
+	if text := c.try(t, check.Unanswered); !strings.Contains(text, "failed calling webhook") {
+		t.Errorf("--try: %s", text)
+	}
 	_, unanswered := c.Admit(ctx, factsNamespace, next, client.DryRunAll)
 	if refused == nil || unanswered == nil {
 		t.Fatalf("errors %v, %v; want both", refused, unanswered)
@@ -216,12 +221,7 @@ func testCheck(t *testing.T, c *checked) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	setBundle := func(value string) {
-		patch := `[{"op":"add","path":"/webhooks/0/clientConfig/caBundle","value":` + value + `}]`
-		if err := c.Client.Patch(ctx, ours(), client.RawPatch(types.JSONPatchType, []byte(patch))); err != nil {
-			t.Fatal(err)
-		}
-	}
+	setBundle := func(value string) { c.patchWebhook(t, "add", "clientConfig/caBundle", value) }
 	rename := func(to string) {
 		other := configuration.DeepCopy()
 		other.Name = to
@@ -263,10 +263,7 @@ func testCheck(t *testing.T, c *checked) {
 		{"a pod refused without the webhook", patches(vmi, refusal(unanswered), `{"status":null}`), []check.Code{check.Refused}},
 		{"a pod past the webhook", [2]func(){
 			func() {
-				set := `[{"op":"replace","path":"/webhooks/0/failurePolicy","value":"Ignore"}]`
-				if err := c.Client.Patch(ctx, ours(), client.RawPatch(types.JSONPatchType, []byte(set))); err != nil {
-					t.Fatal(err)
-				}
+				c.patchWebhook(t, "replace", "failurePolicy", `"Ignore"`)
 				c.await(t, "a pod is admitted without the webhook", func() bool {
 					got, err := c.Admit(ctx, factsNamespace, next)
 					if err == nil {
@@ -302,6 +299,57 @@ func testCheck(t *testing.T, c *checked) {
 	out, err := exec.Command(c.program, "__completeNoDesc", "check", "--kubeconfig="+c.kubeconfig, "-n", "").Output()
 	if err != nil || !strings.Contains(string(out), "\n"+factsNamespace+"\n") {
 		t.Errorf("completion of -n: %q, error %v", out, err)
+	}
+}
+
+// try is want with a pod in a dry run.
+func (c *checked) try(t *testing.T, want ...check.Code) (text string) {
+	t.Helper()
+	got, text := c.run(t, c.kubeconfig, "-n", factsNamespace, "--try")
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("--try: (-want +got)\n%s%s", diff, text)
+	}
+	return text
+}
+
+// tries has the command try a pod while the webhook runs: it comes back adapted, also where little is allowed, unless the
+// API server does not ask.
+func (c *checked) tries(t *testing.T, enforce func(level string)) {
+	t.Helper()
+	c.try(t)
+	if got, text := c.run(t, c.kubeconfig, "-A", "--try"); len(got) > 0 {
+		t.Errorf("-A --try: %s", text)
+	}
+	enforce(`"restricted"`)
+	c.try(t, check.PodSecurity)
+	enforce(`null`)
+	c.patchWebhook(t, "add", "objectSelector", `{"matchLabels":{"kubevirt.io":"virt-launcher"}}`)
+	c.await(t, "the API server no longer asks", func() bool {
+		got, _ := c.run(t, c.kubeconfig, "-n", factsNamespace, "--try")
+		return cmp.Equal(got, []check.Code{check.NotAsked})
+	})
+	c.patchWebhook(t, "replace", "objectSelector", `{}`)
+	c.await(t, "the API server asks again", func() bool {
+		got, _ := c.run(t, c.kubeconfig, "-n", factsNamespace, "--try")
+		return len(got) == 0
+	})
+	var pods corev1.PodList
+	if err := c.Client.List(t.Context(), &pods, client.InNamespace(factsNamespace)); err != nil {
+		t.Fatal(err)
+	}
+	for _, pod := range pods.Items {
+		if strings.HasPrefix(pod.Name, "meshvirt-check-") {
+			t.Errorf("pod %s was really created", pod.Name)
+		}
+	}
+}
+
+// patchWebhook changes a field of our webhook.
+func (c *checked) patchWebhook(t *testing.T, op, field, value string) {
+	t.Helper()
+	patch := fmt.Sprintf(`[{"op":%q,"path":"/webhooks/0/%s","value":%s}]`, op, field, value)
+	if err := c.Client.Patch(t.Context(), ours(), client.RawPatch(types.JSONPatchType, []byte(patch))); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -351,5 +399,9 @@ func (c *checked) rights(t *testing.T) {
 			}
 			return cmp.Equal(want, got)
 		})
+	}
+	// The documented rights are for reading.
+	if got, text := c.run(t, kubeconfig, "-n", factsNamespace, "--try"); !cmp.Equal(got, []check.Code{check.CannotTell}) || !strings.Contains(text, "cannot create resource") {
+		t.Errorf("--try: %s", text)
 	}
 }
