@@ -90,11 +90,11 @@ var faults = []fault{
 	one("a pod that another webhook keeps", CannotTell, "for another reason", func(_ *testing.T, c world) {
 		c.Tried = &inventory.Trial{Namespace: here, Err: errors.New(`failed calling webhook "other": connection refused`)}
 	}),
-	one("a pod in a namespace that is left out", CannotTell, "not tried", func(_ *testing.T, c world) {
+	one("a pod in a namespace that is left out", CannotTell, "is not to be asked", func(_ *testing.T, c world) {
 		c.Namespaces = append(c.Namespaces, corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "out", Labels: map[string]string{"meshvirt.io/inject": "disabled"}}})
 		c.Tried = &inventory.Trial{Namespace: "out"}
 	}),
-	one("no namespace for a pod", CannotTell, "not tried", func(_ *testing.T, c world) { c.Tried = &inventory.Trial{} }),
+	one("no namespace for a pod", CannotTell, "is not to be asked", func(_ *testing.T, c world) { c.Tried = &inventory.Trial{} }),
 	{"a pod, and nothing installed", func(_ *testing.T, c world) {
 		c.Configurations, c.Tried = c.Configurations[1:], &inventory.Trial{Namespace: here}
 	}, []Code{NotInstalled}, ""},

@@ -79,7 +79,7 @@ func tried(v *view) []Finding {
 	object := inventory.Object{Kind: "Pod", Namespace: t.Namespace}
 	switch {
 	case t.Namespace == "" || !v.reviewed(t.Namespace):
-		return []Finding{finding(CannotTell, object, "not tried: the pods of no namespace here are adapted", "Name one by -n.")}
+		return []Finding{finding(CannotTell, object, "the webhook is not to be asked about pods here, by its namespaceSelector or the namespace's label "+annotations.Inject, "Name another namespace by -n.")}
 	case strings.Contains(said, fmt.Sprintf("failed calling webhook %q", inventory.WebhookName)):
 		fix := "API servers reach its pods by the Service's port: see that a pod is ready, and what is between them (NetworkPolicy, firewalls of the nodes, a control plane elsewhere)."
 		if strings.Contains(said, "x509:") || strings.Contains(said, "tls:") {
