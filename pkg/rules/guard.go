@@ -22,7 +22,7 @@ func (b *builder) guard() {
 	// After connection tracking, since replies must pass: what the mesh's proxy sends to the guest
 	// comes from an address of the pod.
 	mangle := b.fromGuestOnly("guard_pod", manglePrerouting, "guest_connections")
-	mangle.Add("most packets, so that they are soon done", nft.CtEstablished, nft.Accept)
+	mangle.Add("most packets, soon done", nft.CtEstablished, nft.Accept)
 	mangle.Add("no connection: it would pass every translation", nft.CtInvalid, nft.CountedDrop)
 	// An ICMP error needs no more than ports and addresses to break a connection over UDP.
 	mangle.Add("an error about a connection that is not the guest's", nft.CtRelated, toPodItself, notToThisSide, nft.CountedDrop)
@@ -64,16 +64,12 @@ func (b *builder) guardAddresses(raw *nft.Chain) {
 	for _, f := range families {
 		raw.Add("the pod's loopback is not for the guest", f.Daddr.In(inside.Of(f)), nft.CountedDrop)
 	}
-	// KubeVirt masquerades the guest's own address alone: any other would leave the pod as it is. With several
-	// interfaces the plan has the address on one of them.
-	var own []*nft.Family
+	// With several interfaces the plan has the guest's address on one of them.
+	known := func(f *nft.Family) bool { return len(b.Interfaces) == 1 && b.guest(f).IsValid() }
 	for _, f := range families {
-		if len(b.Interfaces) == 1 && b.guest(f).IsValid() {
-			own = append(own, f)
+		if known(f) {
+			raw.Add("the guest, soon done", f.Saddr.Is(nft.Addr(b.guest(f))), nft.Accept)
 		}
-	}
-	for _, f := range own {
-		raw.Add("the guest", f.Saddr.Is(nft.Addr(b.guest(f))), nft.Accept)
 	}
 	// Explicitly, since not every kernel sees that these have no route back.
 	raw.Add("DHCP before there is an address", nft.IPv4.Saddr.Is(nft.Addr(netip.IPv4Unspecified())), nft.UDPDport.Is(nft.Port(dhcpPort)), nft.Accept)
@@ -82,11 +78,15 @@ func (b *builder) guardAddresses(raw *nft.Chain) {
 	// Whatever the guest's address, the way back to it is the interface. The pod's own addresses, its
 	// loopback, its peers and the kubelet are elsewhere.
 	raw.Add("no guest may pose as somebody who is not behind its interface", nft.NoWayBack, nft.CountedDrop)
-	for _, f := range own {
-		others := f.Any
-		if f == nft.IPv6 {
-			others = f.Saddr.NotIn(nft.PrefixSet("link6", "from where a guest may send to its link", onLink))
+	// KubeVirt masquerades the guest's own address alone: any other would leave the pod as it is.
+	for _, f := range families {
+		if known(f) {
+			a := b.guest(f)
+			own := []netip.Prefix{netip.PrefixFrom(a, a.BitLen())}
+			if f == nft.IPv6 {
+				own = append(own, onLink)
+			}
+			raw.Add("no guest may pose as its own neighbour", f.Saddr.NotIn(nft.PrefixSet("guest"+f.Digit, "from where the guest may send", own...)), nft.CountedDrop)
 		}
-		raw.Add("no guest may pose as its own neighbour", others, nft.CountedDrop)
 	}
 }
