@@ -150,7 +150,5 @@ func TestDNSConfig(t *testing.T) {
 	if want := fmt.Sprintf("port %d: bind: address already in use", dnsPort); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("error is %v, want %q in it", err, want)
 	}
-	if n := lab.Descriptors(t, os.Getpid()); n != before {
-		t.Errorf("%d descriptors are open, before %d", n, before)
-	}
+	awaitDescriptors(t, before)
 }

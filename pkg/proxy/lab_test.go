@@ -318,6 +318,16 @@ func wantNothingLeft(t testing.TB) {
 	})
 }
 
+// awaitDescriptors waits until this process has no more than that, since io.Copy of the test's own keeps pipes until they
+// are collected.
+func awaitDescriptors(t testing.TB, most int) {
+	t.Helper()
+	lab.Await(t, fmt.Sprintf("at most %d descriptors", most), func() bool {
+		runtime.GC()
+		return lab.Descriptors(t, os.Getpid()) <= most
+	})
+}
+
 // wait returns what Run returned. It may be called again.
 func (r *relay) wait() error {
 	select {

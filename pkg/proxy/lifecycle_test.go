@@ -121,9 +121,7 @@ func TestPortInUse(t *testing.T) {
 			t.Errorf("error is %v, want one that names the port", err)
 		}
 	}
-	if n := lab.Descriptors(t, os.Getpid()); n != before {
-		t.Errorf("%d descriptors are open, before %d", n, before)
-	}
+	awaitDescriptors(t, before)
 }
 
 // Two loops share the ports.
@@ -204,16 +202,12 @@ func TestNoLeak(t *testing.T) {
 		lab.Await(t, "all flows end", func() bool {
 			return r.metric(`connections_open{direction="outbound"}`)+r.metric(`connections_open{direction="inbound"}`) == 0
 		})
-		if n := lab.Descriptors(t, os.Getpid()); n > running+2*idlePipes {
-			t.Errorf("%d descriptors are open after 300 flows, before %d", n, running)
-		}
+		awaitDescriptors(t, running+2*idlePipes)
 		if l := r.loops[0]; l.pipes.made > idlePipes || len(l.turns) > 0 {
 			t.Errorf("the loop has %d pipes and %d turns, want at most %d and none", l.pipes.made, len(l.turns), idlePipes)
 		}
 	})
-	if n := lab.Descriptors(t, os.Getpid()); n != filesBefore {
-		t.Errorf("%d descriptors are open after the relay ended, before %d", n, filesBefore)
-	}
+	awaitDescriptors(t, filesBefore)
 	lab.Await(t, "the goroutines end", func() bool { return runtime.NumGoroutine() <= goroutinesBefore })
 }
 
