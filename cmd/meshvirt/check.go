@@ -30,7 +30,8 @@ all namespaces (-A) or in manifests (-f, without a cluster); what follows from i
 It only reads, unless you --try: then the API server is asked to create a pod too, in a dry run, which shows
 whether it reaches and trusts the webhook. Nothing is created.
 
-What you may not read is said, and the rest is checked; docs/check.md has the rights that it uses, and every code. The exit code is 1 with an error (or, by --fail-on, a warning), and if there is no cluster.`,
+What you may not read is said, and the rest is checked; docs/check.md has the rights that it uses, and every
+code. The exit code is 1 with an error (or, by --fail-on, a warning), and if there is no cluster.`,
 		Example: `  kubectl meshvirt check -A
   kubectl meshvirt check -n vms --try
   kubectl meshvirt check -n vms -o json

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/meshvirt/meshvirt/test/lab"
 )
 
 // A mounted Secret that somebody breaks does not reach API servers: the webhook says so and goes on with what it has, until
@@ -35,11 +37,9 @@ func TestBrokenPairIsNotServed(t *testing.T) {
 				}
 				replace(t, filepath.Join(dir, file), content)
 			}
-			for deadline := time.Now().Add(time.Minute); !strings.Contains(p.log.String(), `"level":"ERROR","msg":"error re-reading certificate"`); time.Sleep(20 * time.Millisecond) {
-				if time.Now().After(deadline) {
-					t.Fatalf("no word of it in the log\n%s", p.log)
-				}
-			}
+			lab.Await(t, "word of it in the log", func() bool {
+				return strings.Contains(p.log.String(), `"level":"ERROR","msg":"error re-reading certificate"`)
+			})
 			if !bytes.Equal(served(t, p.listen), old) {
 				t.Error("another certificate is served")
 			}
@@ -49,11 +49,7 @@ func TestBrokenPairIsNotServed(t *testing.T) {
 			for _, file := range []string{"tls.crt", "tls.key"} {
 				replace(t, filepath.Join(dir, file), read(t, filepath.Join(other, file)))
 			}
-			for deadline := time.Now().Add(time.Minute); bytes.Equal(served(t, p.listen), old); time.Sleep(20 * time.Millisecond) {
-				if time.Now().After(deadline) {
-					t.Fatal("the new pair is not served")
-				}
-			}
+			lab.Await(t, "the new pair served", func() bool { return !bytes.Equal(served(t, p.listen), old) })
 		})
 	}
 }

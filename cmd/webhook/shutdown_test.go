@@ -43,7 +43,12 @@ func start(t *testing.T, dir string, args ...string) *program {
 	}
 	p.process = cmd.Process
 	go func() { p.done <- cmd.Wait() }()
-	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		if t.Failed() {
+			t.Logf("the webhook's log:\n%s", p.log)
+		}
+	})
 	return p
 }
 
@@ -89,6 +94,6 @@ func TestAnswersWhileItStops(t *testing.T) {
 	select {
 	case <-p.done:
 	case <-time.After(20 * time.Second):
-		t.Fatalf("a second signal does not end it; log %s", p.log)
+		t.Fatal("a second signal does not end it")
 	}
 }

@@ -32,7 +32,7 @@ var checks = []check{
 	{"the order of admission", []string{inventory.Configurations}, order},
 	{"who is trusted", []string{inventory.Configurations}, trust},
 	{"the Service and who answers", []string{inventory.Configurations, inventory.Services, inventory.EndpointSlices}, endpoints},
-	{"a pod in a dry run", []string{inventory.Configurations}, tried},
+	{"a pod in a dry run", nil, tried},
 	{"releases", []string{inventory.Configurations, inventory.Deployments}, releases},
 	{"namespaces", []string{inventory.Namespaces}, namespaces},
 	{"annotations and labels", nil, settings},

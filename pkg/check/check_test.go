@@ -95,6 +95,10 @@ var faults = []fault{
 		c.Tried = &inventory.Trial{Namespace: "out"}
 	}),
 	one("no namespace for a pod", CannotTell, "is not to be asked", func(_ *testing.T, c world) { c.Tried = &inventory.Trial{} }),
+	{"a pod without an answer, and nobody may see who was asked", func(_ *testing.T, c world) {
+		c.Configurations, c.Unknown = nil, map[string]string{inventory.Configurations: "you may not"}
+		c.Tried = &inventory.Trial{Namespace: here, Err: errors.New(`failed calling webhook "inject.meshvirt.io": connection refused`)}
+	}, []Code{Unanswered, CannotTell}, "virtual machines do not start"},
 	{"a pod, and nothing installed", func(_ *testing.T, c world) {
 		c.Configurations, c.Tried = c.Configurations[1:], &inventory.Trial{Namespace: here}
 	}, []Code{NotInstalled}, ""},

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	admissionregistration "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -66,13 +67,18 @@ func TrialPod(namespace string) *corev1.Pod {
 	}
 }
 
-// tried judges what became of that pod.
+// tried judges what became of that pod, also for users who may not read how MeshVirt is installed.
 func tried(v *view) []Finding {
 	t := v.Tried
-	if t == nil || len(v.ours) == 0 {
+	if t == nil || len(v.ours) == 0 && !v.unknown(inventory.Configurations) {
 		return nil
 	}
-	w, said := v.ours[0], ""
+	// The default policy is Fail, and under any other there would be no error.
+	w := webhook{inventory.Object{Kind: "MutatingWebhookConfiguration"}, &admissionregistration.MutatingWebhook{}}
+	if len(v.ours) > 0 {
+		w = v.ours[0]
+	}
+	said := ""
 	if t.Err != nil {
 		said = t.Err.Error()
 	}
